@@ -1,0 +1,131 @@
+"""This side of one shard's socket: requests out, replies back, many under way at once.
+
+Frames of one turn of the loop leave in one write. When the shard goes away, what was under way fails at once
+with ShardUnavailable, and the pipe connects again by itself as soon as somebody listens there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from restq.errors import Overloaded, ShardUnavailable
+from restq.protocol import Frames, Reply, Request, pack
+
+PIPE_BYTES_MAX = 128 << 20  # of request bodies under way; beyond it callers are told to come again
+PIPE_REQUESTS_MAX = 20_000
+RECONNECT_SECONDS = 0.02
+
+
+class Pipe(asyncio.Protocol):
+    """A connection to one shard, and again after it broke. Use within a running loop."""
+
+    def __init__(self, path: str, shard: int) -> None:
+        self.path = path
+        self.shard = shard
+        self._transport: asyncio.Transport | None = None
+        self._frames = Frames()
+        self._under_way: dict[int, tuple[asyncio.Future[Reply], int]] = {}
+        self._bytes_under_way = 0
+        self._last_id = 0
+        self._unsent: list[bytes] = []
+        self._connecting: asyncio.Task[None] | None = None
+        self._closed = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    # -- for callers -------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start to connect; returns at once."""
+        self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a request would be sent now."""
+        return self._transport is not None
+
+    async def connected(self) -> None:
+        """Wait until the shard is there."""
+        while self._transport is None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def call(self, operation: str, realm: str, params: list[Any], body: bytes) -> asyncio.Future[Reply]:
+        """Send a request. The future gives its reply, or raises ShardUnavailable if the shard goes away meanwhile.
+
+        Raises ShardUnavailable or Overloaded at once where the request can't be sent: then nothing was done.
+        """
+        if self._transport is None:
+            raise ShardUnavailable(f"shard {self.shard} is starting again; nothing was done, try again")
+        if len(self._under_way) >= PIPE_REQUESTS_MAX or self._bytes_under_way + len(body) > PIPE_BYTES_MAX:
+            raise Overloaded(f"shard {self.shard} has more requests waiting than fit; nothing was done, try again")
+        loop = asyncio.get_running_loop()
+        self._last_id += 1
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._under_way[self._last_id] = (future, len(body))
+        self._bytes_under_way += len(body)
+        if not self._unsent:
+            loop.call_soon(self._flush)
+        self._unsent.append(pack(Request(self._last_id, operation, realm, params, body)))
+        return future
+
+    def close(self) -> None:
+        """Close for good."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- for the loop ------------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._closed:
+            try:
+                await loop.create_unix_connection(lambda: self, self.path)
+                return
+            except OSError:
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    def _flush(self) -> None:
+        if self._transport is not None and self._unsent:
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """From the loop: connected."""
+        assert isinstance(transport, asyncio.Transport), "a UNIX socket is a stream"
+        self._transport = transport
+        self._frames = Frames()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """From the loop: replies, whole or in part."""
+        for frame in self._frames.feed(data):
+            reply = Reply(*frame)
+            found = self._under_way.pop(reply.request_id, None)
+            if found is None:
+                continue
+            future, size = found
+            self._bytes_under_way -= size
+            if not future.done():
+                future.set_result(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """From the loop: the shard is gone. Whether it did what was under way is not known."""
+        self._transport = None
+        self._unsent.clear()
+        lost, self._under_way = self._under_way, {}
+        self._bytes_under_way = 0
+        for future, _ in lost.values():
+            if not future.done():
+                future.set_exception(
+                    ShardUnavailable(f"shard {self.shard} went away; whether the request was done is not known")
+                )
+        if not self._closed:
+            self.open()

@@ -1,0 +1,57 @@
+"""Requests and replies between a front end and a shard, and their frames: bytes in, records out. No sockets.
+
+A frame is one msgpack array, written after the other without a header: msgpack knows where a value ends.
+Bodies are the bytes of HTTP, carried as they came; only the shard reads them, only a client reads the reply's.
+Front ends and shards are of one installation, so frames carry no version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgpack
+
+FRAME_BYTES_MAX = 1 << 30  # what the unpacker may hold; bodies are bounded long before, at the door
+
+MOVED = 301  # internal: the realm lives in the shard that `extra` names; ask there. Never reaches a client
+
+
+class Request(NamedTuple):
+    """One operation on one realm, or, with an empty `realm`, on all that the shard holds."""
+
+    request_id: int
+    operation: str
+    realm: str
+    params: list[Any]
+    body: bytes
+
+
+class Reply(NamedTuple):
+    """`status` and `body` are HTTP's. `extra` is the number of the pull (0: none leased), or the shard for MOVED."""
+
+    request_id: int
+    status: int
+    body: bytes
+    extra: int = 0
+
+
+_packer = msgpack.Packer(autoreset=True)
+
+
+def pack(record: Request | Reply) -> bytes:
+    """The frame of one record."""
+    frame: bytes = _packer.pack(record)
+    return frame
+
+
+class Frames:
+    """Takes bytes as they come and gives the arrays that are complete."""
+
+    def __init__(self) -> None:
+        self._unpacker = msgpack.Unpacker(max_buffer_size=FRAME_BYTES_MAX, use_list=True)
+
+    def feed(self, received: bytes) -> Iterator[list[Any]]:
+        """The fields of each frame that these bytes complete, in order."""
+        self._unpacker.feed(received)
+        return iter(self._unpacker)

@@ -1,0 +1,95 @@
+"""A job's data: JSON text kept as the bytes that came, what may be in it, and when two texts say the same.
+
+Pure. Data above `INLINE_BYTES_MAX` lives in the file only; memory keeps a `Large` in its place, whose digest
+answers the one question a realm asks of data: is this the same?
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import msgspec
+
+from restq.bodies import DEPTH_MAX
+from restq.errors import BodyMalformed
+
+INLINE_BYTES_MAX = 4096
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder(order="deterministic").encode
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Large(NamedTuple):
+    """Stands for data that lives in the file."""
+
+    digest: bytes
+    size: int
+
+
+def keep(text: bytes) -> bytes | Large:
+    """What memory holds of this data: the text, or a `Large` above `INLINE_BYTES_MAX`."""
+    return text if len(text) <= INLINE_BYTES_MAX else Large(_digest(text), len(text))
+
+
+def same(old: bytes | Large | None, new: bytes) -> bool:
+    """Whether both say the same value: key order, white space and the way a number is written don't count.
+
+    `true` is not `1`; `1` is `1.0`. No data (None) is the same as no text.
+    """
+    if isinstance(old, Large):
+        return old.digest == _digest(new)
+    return old is not None and (old == new or _canonical(old) == _canonical(new))
+
+
+def check(text: bytes, field: str) -> None:
+    """Refuse JSON that restq does not carry: integers beyond 64 bits, depth over 64, lone surrogates, NaN.
+
+    Raises BodyMalformed, which names `field`.
+    """
+    try:
+        value = _decode(text)
+        if isinstance(value, (int, dict, list)):
+            _pack(value)  # refuses integers beyond 64 bits, in C
+    except OverflowError:
+        raise BodyMalformed(f"{field}: holds an integer that does not fit into 64 bits", field) from None
+    except RecursionError:
+        raise BodyMalformed(f"{field}: is nested deeper than {DEPTH_MAX} levels", field) from None
+    except msgspec.ValidationError as error:
+        raise BodyMalformed(f"{field}: {error}", field) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BodyMalformed(f"{field}: is not valid JSON, or holds what is no character", field) from None
+    # Counting brackets is an upper bound that nearly all data stays below.
+    if text.count(b"[") + text.count(b"{") > DEPTH_MAX and _depth(value) > DEPTH_MAX:
+        raise BodyMalformed(f"{field}: is nested deeper than {DEPTH_MAX} levels", field)
+
+
+def _depth(value: Any) -> int:
+    """Levels of arrays and objects, without recursion."""
+    depth = 0
+    level = [value]
+    while level := [item for item in level if isinstance(item, (list, dict))]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.blake2b(_canonical(text), digest_size=16).digest()
+
+
+def _canonical(text: bytes) -> bytes:
+    """One text for one value: sorted keys, no white space, integral numbers without a point."""
+    value = _decode(text)
+    return _encode(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and -(2**63) <= value < 2**64:
+        return int(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

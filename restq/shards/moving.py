@@ -1,0 +1,161 @@
+"""How a realm moves to another shard while both run: its rows go over the target's socket, in chunks.
+
+At every instant the realm is whole in exactly one file that counts. The target keeps what arrives in a realm
+whose task is "arrive", which counts for nothing; one commit, with a higher epoch, makes it count. Until the source
+knows of that commit it holds the realm: its requests wait. A source that is interrupted, or started again, asks the
+target once more: it answers either that it has the realm by now, or takes it all over again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from restq.errors import RestqError
+from restq.pipe import Pipe
+from restq.shards.changes import Changes, JobRow, Keys, PlaceRow, QueueRow, RealmRow
+from restq.shards.data import Large
+from restq.shards.loader import Loader
+from restq.shards.realm import Realm
+
+CHUNK_COUNT = 500  # jobs sent at once
+CHUNK_BYTES_MAX = 4 << 20
+RETRY_SECONDS = 0.2
+
+TAKE = b"take"
+HAVE = b"have"
+
+
+class Arrival(NamedTuple):
+    """A realm on its way in, and by how much its keys are shifted."""
+
+    loader: Loader
+    realm: Realm
+    shift: int
+
+
+class Arrivals:
+    """The target's side: realms on their way in. Its methods are operations: they note changes and return the reply."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        changes: Changes,
+        find: Callable[[str], Realm | None],
+        discard: Callable[[Realm], None],
+        admit: Callable[[Realm], None],
+    ) -> None:
+        self._keys = keys
+        self._changes = changes
+        self._find = find
+        self._discard = discard
+        self._admit = admit
+        self._arriving: dict[str, Arrival] = {}
+
+    def begin(self, params: list[Any], now: float) -> bytes:
+        """A realm wants to come in: HAVE if it did already, else TAKE, and what came of it before is dropped."""
+        row, queues, next_key = RealmRow(*params[0]), params[1], params[2]
+        known = self._find(row.name)
+        if known is not None and known.epoch > row.epoch:
+            return HAVE
+        earlier = self._arriving.pop(row.name, None)
+        if earlier is not None:
+            earlier.loader.finish(now)
+            self._discard(earlier.realm)
+        # No number of the source may be given out here again: leases are proven by them.
+        first = max(self._keys.next_key, next_key)
+        shift = first - row.key
+        self._keys.next_key = first + (next_key - row.key)
+        loader = Loader(self._keys, self._changes)
+        row = row._replace(key=row.key + shift, task='["arrive"]')
+        realm = loader.add_realm(row)
+        self._changes.realms[row.key] = row
+        for queue in queues:
+            shifted = QueueRow(queue[0] + shift, row.key, queue[2], queue[3])
+            loader.add_queue(shifted)
+            self._changes.queues[shifted.key] = shifted
+        self._arriving[row.name] = Arrival(loader, realm, shift)
+        return TAKE
+
+    def rows(self, params: list[Any], now: float) -> bytes:
+        """Some of its jobs, each with its places and its large data."""
+        loader, realm, shift = self._arriving[params[0]]
+        changes = self._changes
+        for job, payload, places in params[1]:
+            job_row = JobRow(job[0] + shift, realm.key, *job[2:])
+            changes.jobs[job_row.key] = job_row
+            if payload is not None:
+                changes.payloads[job_row.key] = payload
+            rows = [PlaceRow(key + shift, job_row.key, queue + shift, *rest) for key, _, queue, *rest in places]
+            for place_row in rows:
+                changes.places[place_row.key] = place_row
+            loader.add_places((place_row, job_row) for place_row in rows)
+        return TAKE
+
+    def end(self, params: list[Any], now: float) -> bytes:
+        """All of it came: with the commit of this, it counts."""
+        loader, realm, _ = self._arriving.pop(params[0])
+        loader.finish(now)
+        self._admit(realm)
+        return HAVE
+
+    def forget(self) -> None:
+        """Memory goes back to the store; who was sending will begin again."""
+        self._arriving.clear()
+
+
+ARRIVAL_OPERATIONS: dict[str, Callable[[Arrivals, list[Any], float], bytes]] = {
+    "arrive_begin": Arrivals.begin,
+    "arrive_end": Arrivals.end,
+    "arrive_rows": Arrivals.rows,
+}
+
+
+async def send(realm: Realm, next_key: int, payload: Callable[[int], bytes], path: str, shard: int) -> None:
+    """The source's side: returns once the realm is whole in the other shard, however often it takes.
+
+    The realm must be held meanwhile.
+    """
+    pipe = Pipe(path, shard)
+    pipe.open()
+    try:
+        while True:
+            try:
+                await pipe.connected()
+                await _send_once(realm, next_key, payload, pipe)
+                return
+            except RestqError:
+                await asyncio.sleep(RETRY_SECONDS)
+    finally:
+        pipe.close()
+
+
+async def _send_once(realm: Realm, next_key: int, payload: Callable[[int], bytes], pipe: Pipe) -> None:
+    queues = [realm.queue_row(queue) for queue in realm.queues.values()]
+    if await _call(pipe, "arrive_begin", [realm.row(), queues, next_key]) == HAVE:
+        return
+    for chunk in _chunks(realm, payload):
+        await _call(pipe, "arrive_rows", [realm.name, chunk])
+    await _call(pipe, "arrive_end", [realm.name])
+
+
+async def _call(pipe: Pipe, operation: str, params: list[Any]) -> bytes:
+    reply = await pipe.call(operation, "", params, b"")
+    if reply.status != 200:
+        raise RestqError(f"{operation} was answered with status {reply.status}: {reply.body!r}")
+    return reply.body
+
+
+def _chunks(realm: Realm, payload: Callable[[int], bytes]) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    size = 0
+    for job in list(realm.jobs.values()):
+        large = payload(job.key) if isinstance(job.data, Large) else None
+        size += len(large or b"")
+        chunk.append((realm.job_row(job), large, [place.row() for place in job.places]))
+        if len(chunk) >= CHUNK_COUNT or size >= CHUNK_BYTES_MAX:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

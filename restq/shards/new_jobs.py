@@ -1,0 +1,56 @@
+"""From the body of an add to jobs that a realm can take: names checked, data checked, tags sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from restq import bodies, names
+from restq.errors import FieldInvalid, RestqError
+from restq.names import QueueId
+from restq.shards import data
+from restq.shards.realm import NewJob
+
+
+def new_job(job_id: Any, job: bodies.JobBody) -> NewJob:
+    """The job of an add, checked."""
+    text = bytes(job.data)
+    if text == b"null":
+        checked = None
+    else:
+        data.check(text, "data")
+        checked = text
+    return NewJob(names.job_id(job_id), names.queue_id(job.queue_id), checked, _tags(job.tags or ()))
+
+
+def new_jobs(jobs: Sequence[bodies.BulkJob], indexes: Sequence[int] | None = None) -> list[NewJob]:
+    """The jobs of a bulk add, checked; an error names the one it is about by its index, or by that in `indexes`."""
+    if len(jobs) > bodies.COUNT_MAX:
+        raise FieldInvalid(f"jobs: {len(jobs)} are more than the {bodies.COUNT_MAX} that one request takes", "jobs")
+    checked: list[NewJob] = []
+    # Jobs of a batch have few queues and sets of tags: each is checked once.
+    queues: dict[int | str, QueueId] = {}
+    tag_sets: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
+    check_data, check_id = data.check, names.job_id
+    try:
+        for job in jobs:
+            text = bytes(job.data)
+            if text != b"null":
+                check_data(text, "data")
+            queue_id = queues.get(job.queue_id)
+            if queue_id is None:
+                queue_id = queues[job.queue_id] = names.queue_id(job.queue_id)
+            tags = tuple(job.tags) if job.tags else ()
+            sorted_tags = tag_sets.get(tags)
+            if sorted_tags is None:
+                sorted_tags = tag_sets[tags] = _tags(tags)
+            checked.append(NewJob(check_id(job.job_id), queue_id, None if text == b"null" else text, sorted_tags))
+    except RestqError as error:
+        index = len(checked)  # the one that was being checked
+        where = index if indexes is None else indexes[index]
+        raise type(error)(f"jobs[{where}].{error.message}", f"jobs[{where}].{error.field}") from None
+    return checked
+
+
+def _tags(tags: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted({names.tag(tag) for tag in tags}))

@@ -1,0 +1,271 @@
+"""The process of one shard: its sockets, its clock and its loop: read all, apply, commit, reply.
+
+Started by the supervisor, which writes the settings as one line of JSON to standard input and reads "ready" from
+standard output. When standard input ends, because the supervisor closed it or is gone, the shard ends once all that
+arrived is answered; signals that a terminal or an init system sends to all processes it leaves to the supervisor. A store that fails ends it at once: only the file knows what is true, and
+the supervisor starts the process again from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from restq.errors import StorageFull
+from restq.placement import Placement
+from restq.protocol import Frames, Reply, pack
+from restq.shards import moving
+from restq.shards.shard import Mail, Shard
+from restq.shards.sqlite_store import SqliteStore
+from restq.shards.store import Store, StoreFailed, StoreRefused
+
+MAIL_BYTES_MAX = 64 << 20  # bodies that wait; beyond it no socket is read
+ROOM_BYTES_MIN = 16 << 20  # a disk that was full takes changes again from here on
+FULL_SECONDS = 1.0
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 3  # starting again would not help
+
+log = logging.getLogger("restq.shard")
+
+
+class Clock:
+    """The time of a shard: the wall's at its start, from there on the monotonic clock's, and never behind `floor`.
+
+    A wall clock that is set while the shard runs, or between two runs, neither ends nor prolongs a lease.
+    """
+
+    def __init__(self, floor: float) -> None:
+        self._start = max(time.time(), floor) - time.monotonic()
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._start + time.monotonic()
+
+
+class Connection(asyncio.Protocol):
+    """One front end: its requests in, its replies out, a turn's replies in one write."""
+
+    def __init__(self, process: ShardProcess) -> None:
+        self._process = process
+        self._frames = Frames()
+        self._transport: asyncio.Transport | None = None
+        self._replies: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """From the loop: a front end is there."""
+        assert isinstance(transport, asyncio.Transport), "a UNIX socket is a stream"
+        self._transport = transport
+        self._process.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """From the loop: the front end is gone; what it asked for is done all the same."""
+        self._transport = None
+        self._process.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        """From the loop: requests, whole or in part."""
+        arrived_at = time.monotonic()
+        receive = self._process.shard.receive
+        for frame in self._frames.feed(data):
+            receive(Mail(self, arrived_at, *frame))
+        self._process.wake()
+
+    def reply(self, reply: Reply) -> None:
+        """Send a reply with the next flush."""
+        self._replies.append(pack(reply))
+
+    def flush(self) -> None:
+        """Send what gathered."""
+        if self._replies and self._transport is not None:
+            self._transport.write(b"".join(self._replies))
+        self._replies.clear()
+
+    def pause(self, paused: bool) -> None:
+        """Stop or go on reading: what can't be taken waits with the sender."""
+        if self._transport is not None:
+            with contextlib.suppress(RuntimeError):  # closing already
+                self._transport.pause_reading() if paused else self._transport.resume_reading()
+
+
+class ShardProcess:
+    """The loop of one shard over its store."""
+
+    def __init__(self, settings: dict[str, Any], store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        loaded = store.load()
+        self._clock = Clock(loaded.mark.clock)
+        self._group = loaded.mark.group
+        placement = Placement(settings["count"], settings["elsewhere"])
+        self.shard = Shard(settings["index"], placement, settings["default_lease_time"], store.payload)
+        self.shard.load(loaded, self._clock.now())
+        self.connections: set[Connection] = set()
+        self._moves: set[asyncio.Task[None]] = set()
+        self._awake = asyncio.Event()
+        self._stopping = False
+        self._paused = False
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._awake.set()
+
+    def stop(self) -> None:
+        """End once all that arrived is answered."""
+        self._stopping = True
+        self.wake()
+
+    async def run(self) -> None:
+        """Serve until stopped. Raises StoreFailed where only a new start helps."""
+        while True:
+            while self.shard.busy or self.shard.outbox or len(self.shard.changes):
+                await self._turn()
+                await asyncio.sleep(0)  # read what arrived meanwhile
+            self._start_moves()
+            if self._stopping:
+                return
+            self._awake.clear()
+            await self._awake.wait()
+
+    async def _turn(self) -> None:
+        shard = self.shard
+        started_at = time.monotonic()
+        now = self._clock.now()
+        shard.turn(now)
+        changes = shard.changes.take()
+        outbox, shard.outbox = shard.outbox, []
+        if len(changes):
+            commit_at = time.monotonic()
+            try:
+                await self._store.commit(changes, shard.mark(self._group + 1, now))
+            except StorageFull as full:
+                outbox = self._roll_back(full, outbox)
+            else:
+                self._group += 1
+                shard.stats.group_count += 1
+                shard.stats.row_count += len(changes)
+                shard.stats.commit_seconds += time.monotonic() - commit_at
+        self._send(outbox)
+        ended_at = time.monotonic()
+        for mail, _ in outbox:
+            shard.stats.count_call(mail.operation, ended_at - mail.arrived_at)
+        shard.stats.count_turn(started_at, ended_at)
+        self._start_moves()
+        self._pause()
+
+    def _send(self, outbox: list[tuple[Mail, Reply]]) -> None:
+        senders = set()
+        for mail, reply in outbox:
+            mail.sender.reply(reply)
+            senders.add(mail.sender)
+        for sender in senders:
+            sender.flush()
+
+    def _roll_back(self, full: StorageFull, outbox: list[tuple[Mail, Reply]]) -> list[tuple[Mail, Reply]]:
+        """The group was not kept: nobody is told otherwise, and memory goes back to what the file says."""
+        shard = self.shard
+        log.warning("shard %d: %s", shard.index, full)
+        for move in self._moves:
+            move.cancel()
+        refused = shard.refuse(outbox, full)
+        shard.load(self._store.load(), self._clock.now())
+        if not shard.full:
+            shard.full = True
+            asyncio.get_running_loop().call_later(FULL_SECONDS, self._probe)
+        return refused
+
+    def _probe(self) -> None:
+        """Take changes again once the disk has room."""
+        disk = os.statvfs(Path(self._settings["path"]).parent)
+        if disk.f_bavail * disk.f_frsize >= ROOM_BYTES_MIN:
+            self.shard.full = False
+        else:
+            asyncio.get_running_loop().call_later(FULL_SECONDS, self._probe)
+
+    def _pause(self) -> None:
+        paused = self.shard.mail_bytes > (MAIL_BYTES_MAX // 2 if self._paused else MAIL_BYTES_MAX)
+        if paused != self._paused:
+            self._paused = paused
+            for connection in self.connections:
+                connection.pause(paused)
+
+    def _start_moves(self) -> None:
+        moves, self.shard.moves = self.shard.moves, []
+        for mail, target in moves:
+            move = asyncio.get_running_loop().create_task(self._move(mail, target))
+            self._moves.add(move)
+            move.add_done_callback(self._moves.discard)
+
+    async def _move(self, mail: Mail, target: int) -> None:
+        shard = self.shard
+        path = self._settings["sockets"][target]
+        await moving.send(shard.held_realm(mail.realm), shard.keys.next_key, self._store.payload, path, target)
+        shard.depart(mail, target)
+        self.wake()
+
+
+async def serve(settings: dict[str, Any], store: Store) -> None:
+    """Listen, say "ready", serve until standard input ends."""
+    loop = asyncio.get_running_loop()
+    process = ShardProcess(settings, store)
+    # Nothing here makes cycles, and a collector that walks a million jobs would stop the shard for a second.
+    gc.freeze()
+    gc.disable()
+    await loop.connect_read_pipe(lambda: _Lifeline(process), sys.stdin)
+    path = settings["sockets"][settings["index"]]
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # left by a process that was killed; the store's lock says that it is gone
+    server = await loop.create_unix_server(lambda: Connection(process), path, backlog=128)
+    print("ready", flush=True)
+    try:
+        await process.run()
+    finally:
+        server.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+class _Lifeline(asyncio.Protocol):
+    """Standard input: it ends when the supervisor says so, or is gone."""
+
+    def __init__(self, process: ShardProcess) -> None:
+        self._process = process
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._process.stop()
+
+
+def main() -> int:
+    """Run the shard that standard input describes; returns the exit status."""
+    logging.basicConfig(format="restq: %(message)s", level=logging.INFO)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)  # the supervisor has it too, and ends us in order
+    settings = json.loads(sys.stdin.buffer.readline())
+    try:
+        store = SqliteStore(Path(settings["path"]))
+    except StoreRefused as refused:
+        log.error("%s", refused)
+        return EXIT_REFUSED
+    try:
+        asyncio.run(serve(settings, store))
+    except StoreRefused as refused:
+        log.error("%s", refused)
+        return EXIT_REFUSED
+    except StoreFailed as failed:
+        log.error("shard %d ends, to start again from its file: %s", settings["index"], failed)
+        return EXIT_FAILED
+    store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,416 @@
+"""A shard: its realms as actors, their mail, and the turn that serves it. No sockets, no waiting.
+
+Every realm has a mailbox; a turn goes round the mailboxes, one message each, until there is no mail or the group is
+full. So a realm that gets a flood delays its neighbours by a message at a time, and what one realm does is
+always in the order in which it came. A realm that is busy with a long task (a removal in steps, a move to another
+shard) is *held*: its mail waits, its neighbours go on.
+
+What a turn answers is in `outbox` and what it changed in `changes`; the process commits the one and only then
+sends the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from restq import bodies
+from restq.errors import InternalError, RealmNotFound, RestqError, StorageFull
+from restq.placement import Placement, home
+from restq.protocol import MOVED, Reply
+from restq.shards.changes import Changes, Keys
+from restq.shards.commands import NOTHING, REALM_OPERATIONS, SHARD_OPERATIONS, Call, Done, Realms, Work
+from restq.shards.loader import Loader
+from restq.shards.moving import ARRIVAL_OPERATIONS, Arrivals
+from restq.shards.realm import Realm, Task
+from restq.shards.removal import KINDS, Removal
+from restq.shards.stats import Stats
+from restq.shards.store import Loaded, Mark
+
+GROUP_ROWS_MAX = 8_000  # a group that changed so many rows is committed before more mail is read
+STEP_COUNT = 1_000  # removals in one step of a task: some milliseconds
+
+log = logging.getLogger("restq.shard")
+encode = msgspec.json.Encoder().encode
+
+
+class Sender(Protocol):
+    """Where a reply goes: one connection of a front end."""
+
+    def reply(self, reply: Reply) -> None:
+        """Send it with the next flush, if the front end is still there."""
+
+    def flush(self) -> None:
+        """Send what gathered."""
+
+
+class Mail(NamedTuple):
+    """A request as it arrived, from whom and when (monotonic seconds)."""
+
+    sender: Sender
+    arrived_at: float
+    request_id: int
+    operation: str
+    realm: str
+    params: list[Any]
+    body: bytes
+
+
+class Held(Exception):
+    """The realm is held by a task: come again later."""
+
+
+class Actor:
+    """A realm's mailbox, its realm if it exists, and the task that holds it if there is one."""
+
+    __slots__ = ("held", "mail", "name", "queued", "realm", "work")
+
+    def __init__(self, name: str, realm: Realm | None = None) -> None:
+        self.name = name
+        self.realm = realm
+        self.mail: deque[Mail] = deque()
+        self.queued = False  # it stands in the round of the mailboxes
+        self.held = False
+        self.work: tuple[Work, Mail | None] | None = None  # a removal under way, and who waits for it
+
+
+class Shard:
+    """The realms of one shard. `payload` reads large data that is in the store already."""
+
+    def __init__(
+        self, index: int, placement: Placement, default_lease_time: float, payload: Callable[[int], bytes]
+    ) -> None:
+        self.index = index
+        self.placement = placement
+        self.keys = Keys()
+        self.changes = Changes()
+        self.outbox: list[tuple[Mail, Reply]] = []
+        self.stats = Stats()
+        self.mail_bytes = 0  # of the bodies that wait
+        self.moves: list[tuple[Mail, int]] = []  # moves to other shards that the process is to carry out
+        self.full = False  # the disk is: changes are refused until a probe finds room
+        self._default_lease_time = default_lease_time
+        self._stored_payload = payload
+        self._arrivals = Arrivals(self.keys, self.changes, self.find, self.discard, self.arrive)
+        self._actors: dict[str, Actor] = {}
+        self._round: deque[Actor] = deque()
+        self._everyone = Actor("")  # mailbox for what concerns all realms
+        self._working: deque[Actor] = deque()  # removals under way
+
+    # -- start -------------------------------------------------------------------------------------------------
+
+    def load(self, loaded: Loaded, now: float) -> None:
+        """Be what the store says; what was in memory is forgotten, what waits as mail stays."""
+        waiting = [mail for actor in self._actors.values() for mail in actor.mail]
+        self.keys.next_key = max(self.keys.next_key, loaded.mark.next_key)
+        self.changes.take()
+        self._arrivals.forget()
+        self._actors = {}
+        self._round.clear()
+        self._working.clear()
+        for name, shard in loaded.moved.items():
+            self.placement.learn(name, shard)
+        loader = Loader(self.keys, self.changes)
+        for realm_row in loaded.realms:
+            loader.add_realm(realm_row)
+        for queue_row in loaded.queues:
+            loader.add_queue(queue_row)
+        loader.add_places(loaded.places)
+        for realm in loader.finish(now):
+            self._take_in(realm)
+        for mail in waiting:
+            self._deliver(self._actor(mail.realm), mail)
+        if self._everyone.mail:
+            self._enqueue(self._everyone)
+
+    def _take_in(self, realm: Realm) -> None:
+        """Serve a realm that was loaded, or carry on what it was in the midst of."""
+        task = realm.task
+        if task is not None and task.kind == "arrive":  # it never came to count
+            self.discard(realm)
+            return
+        actor = self._actor(realm.name)
+        actor.realm = realm
+        self.placement.learn(realm.name, self.index)
+        if task is not None and task.kind in KINDS:
+            self._begin(actor, Work(Removal(realm, task), lambda _: NOTHING), None)
+        elif task is not None and task.kind == "move":
+            actor.held = True
+            self.moves.append((_no_mail(realm.name), int(task.target or 0)))
+
+    def mark(self, group: int, now: float) -> Mark:
+        """What the next group leaves behind."""
+        return Mark(group, self.keys.next_key, now)
+
+    # -- mail --------------------------------------------------------------------------------------------------
+
+    def receive(self, mail: Mail) -> None:
+        """Take a message; a turn will serve it."""
+        self.mail_bytes += len(mail.body)
+        self._deliver(self._actor(mail.realm) if mail.realm else self._everyone, mail)
+
+    def _deliver(self, actor: Actor, mail: Mail) -> None:
+        actor.mail.append(mail)
+        self._enqueue(actor)
+
+    def _enqueue(self, actor: Actor) -> None:
+        if actor.mail and not actor.queued and not actor.held:
+            actor.queued = True
+            self._round.append(actor)
+
+    def _actor(self, name: str) -> Actor:
+        actor = self._actors.get(name)
+        if actor is None:
+            actor = self._actors[name] = Actor(name)
+        return actor
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn would find something to do."""
+        return bool(self._round or self._working)
+
+    def turn(self, now: float) -> None:
+        """Serve mail, a message a realm in rounds, and carry on one step of one task."""
+        if self._working:
+            self._step()
+        set_aside: list[Actor] = []
+        while self._round and len(self.changes) < GROUP_ROWS_MAX:
+            actor = self._round.popleft()
+            actor.queued = False
+            mail = actor.mail.popleft()
+            try:
+                outcome = self._serve(actor, mail, now)
+            except Held:
+                actor.mail.appendleft(mail)
+                set_aside.append(actor)
+                continue
+            self.mail_bytes -= len(mail.body)
+            if isinstance(outcome, Work):
+                self._begin(actor, outcome, mail)
+                self._step()
+            elif outcome is not None:
+                self._answer(mail, outcome)
+            self._enqueue(actor)
+            if actor.realm is None and not actor.mail and not actor.held:
+                self._actors.pop(actor.name, None)
+        for actor in set_aside:
+            self._enqueue(actor)
+
+    def _serve(self, actor: Actor, mail: Mail, now: float) -> Reply | Work | None:
+        """Reply to one message; None where somebody will reply later. Raises Held."""
+        rows_before = len(self.changes)
+        call = Call(mail.params, mail.body, now, self._payload)
+        try:
+            if actor is self._everyone:
+                return self._serve_everyone(mail, call)
+            owner = self.placement.shard_of(mail.realm)
+            if owner != self.index:
+                return Reply(mail.request_id, MOVED, b"", owner)
+            if self.full and mail.operation in _ADDING:
+                raise StorageFull("there is no room left on the disk: nothing was done")
+            if mail.operation == "place_realm":
+                return self._place(actor, mail)
+            realm = actor.realm or self._new_realm(mail.realm)
+            outcome = REALM_OPERATIONS[mail.operation](realm, call)
+            self._settle(actor, realm)
+            return outcome if isinstance(outcome, Work) else _ok(mail, outcome)
+        except RestqError as error:
+            self.stats.count_error(mail.operation, error.code)
+            return Reply(mail.request_id, error.status, encode(error.to_reply()))
+        except Held:
+            raise
+        except Exception:
+            log.exception("shard %d: operation %s failed", self.index, mail.operation)
+            if len(self.changes) != rows_before:
+                raise  # half done: only the file knows what is true
+            defect = InternalError("restq met a defect of its own; nothing was done")
+            return Reply(mail.request_id, defect.status, encode(defect.to_reply()))
+
+    def _new_realm(self, name: str) -> Realm:
+        """An empty realm, which comes to be when something is written to it."""
+        realm = Realm(self.keys.take(), name, self._default_lease_time, self.keys, self.changes)
+        realm.pinned = home(name, self.placement.shard_count) != self.index
+        return realm
+
+    def _settle(self, actor: Actor, realm: Realm) -> None:
+        actor.realm = realm if realm.exists else None
+
+    def _payload(self, key: int) -> bytes:
+        """Large data of this turn, or of the store."""
+        return self.changes.payloads.get(key) or self._stored_payload(key)
+
+    # -- all realms ----------------------------------------------------------------------------------------------
+
+    def _serve_everyone(self, mail: Mail, call: Call) -> Reply:
+        if mail.operation == "get_stats":
+            return Reply(mail.request_id, 200, encode(self.stats.report(self.index, self._counts())))
+        if self.full and mail.operation in _ADDING:
+            raise StorageFull("there is no room left on the disk: nothing was done")
+        if mail.operation in ARRIVAL_OPERATIONS:
+            body = ARRIVAL_OPERATIONS[mail.operation](self._arrivals, mail.params, call.now)
+            return Reply(mail.request_id, 200, body)
+        touched: list[tuple[Actor, Realm]] = []
+
+        def get(name: str) -> Realm:
+            owner = self.placement.shard_of(name)
+            if owner != self.index:
+                raise _Moved(name, owner)
+            actor = self._actor(name)
+            if actor.held:
+                raise Held
+            for known, realm in touched:
+                if known is actor:
+                    return realm
+            realm = actor.realm or self._new_realm(name)
+            touched.append((actor, realm))
+            return realm
+
+        try:
+            done = SHARD_OPERATIONS[mail.operation](Realms(get, self._names, self._is_free), call)
+        except _Moved as moved:
+            return Reply(mail.request_id, MOVED, moved.realm.encode(), moved.shard)
+        finally:
+            for actor, realm in touched:
+                self._settle(actor, realm)
+        return _ok(mail, done)
+
+    def _names(self) -> Iterator[str]:
+        return iter([name for name, actor in self._actors.items() if actor.realm is not None])
+
+    def _is_free(self, name: str) -> bool:
+        actor = self._actors.get(name)
+        return self.placement.shard_of(name) == self.index and not (actor and actor.held)
+
+    def _counts(self) -> dict[str, dict[str, Any]]:
+        realms = ((name, actor.realm) for name, actor in self._actors.items())
+        return {name: {"jobs": len(realm.jobs), "pinned": realm.pinned} for name, realm in realms if realm is not None}
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, actor: Actor, work: Work, mail: Mail | None) -> None:
+        actor.held = True
+        actor.work = (work, mail)
+        self._working.append(actor)
+
+    def _step(self) -> None:
+        """Carry on the removal whose turn it is."""
+        actor = self._working.popleft()
+        assert actor.work is not None, "who is working has work"
+        work, mail = actor.work
+        if not work.removal.step(STEP_COUNT):
+            self._working.append(actor)
+            return
+        actor.work = None
+        if mail is not None:
+            self._answer(mail, Reply(mail.request_id, 200, work.reply(work.removal)))
+        if actor.realm is not None:
+            if not actor.realm.exists and actor.realm.pinned:
+                self._note(actor.name, self.index)  # though it is gone, its name stays with this shard
+            self._settle(actor, actor.realm)
+        self.release(actor)
+
+    def discard(self, realm: Realm) -> None:
+        """Remove, in steps, a realm that lives elsewhere by now or never came to count. Its name is free at once."""
+        hidden = Actor(realm.name, realm)
+        realm.pinned = False
+        realm.set_task(Task("delete"))
+        self._begin(hidden, Work(Removal(realm, Task("delete")), lambda _: NOTHING), None)
+
+    def release(self, actor: Actor) -> None:
+        """The realm is not held any more: its mail is served again."""
+        actor.held = False
+        self._enqueue(actor)
+        self._enqueue(self._everyone)
+
+    # -- moves -----------------------------------------------------------------------------------------------------
+
+    def _place(self, actor: Actor, mail: Mail) -> Reply | None:
+        """Pin the realm to a shard (`params[0]`: 1), or let it go home (0), and move it there if need be."""
+        pinned = bool(mail.params[0])
+        count = self.placement.shard_count
+        target = bodies.shard(mail.body, count) if pinned else home(mail.realm, count)
+        realm = actor.realm
+        if realm is None:
+            raise RealmNotFound(f"realm {mail.realm!r} does not exist: it comes to be with its first job", "realm")
+        if target == self.index:
+            realm.set_pinned(pinned)
+            return Reply(mail.request_id, 200, NOTHING)
+        realm.set_pinned(pinned)
+        realm.set_task(Task("move", target))
+        actor.held = True
+        self.moves.append((mail, target))
+        return None
+
+    def held_realm(self, name: str) -> Realm:
+        """The realm that a move holds."""
+        realm = self._actors[name].realm
+        assert realm is not None, "a realm on the move exists"
+        return realm
+
+    def depart(self, mail: Mail, target: int) -> None:
+        """The realm is whole in another shard: say so from now on, and remove what is left here."""
+        actor = self._actors[mail.realm]
+        realm, actor.realm = actor.realm, None
+        assert realm is not None, "a realm on the move exists"
+        self._note(mail.realm, target)
+        self.discard(realm)
+        self._answer(mail, Reply(mail.request_id, 200, NOTHING))
+        self.release(actor)
+
+    def arrive(self, realm: Realm) -> None:
+        """A realm that came from another shard counts from now on."""
+        realm.epoch += 1
+        realm.set_task(None)
+        self._note(realm.name, self.index)
+        actor = self._actor(realm.name)
+        actor.realm = realm
+
+    def find(self, name: str) -> Realm | None:
+        """The realm of this name, if it exists here."""
+        actor = self._actors.get(name)
+        return None if actor is None else actor.realm
+
+    def _note(self, name: str, shard: int) -> None:
+        self.placement.learn(name, shard)
+        self.changes.moved[name] = None if shard == home(name, self.placement.shard_count) else shard
+
+    # -- replies -----------------------------------------------------------------------------------------------------
+
+    def refuse(self, outbox: list[tuple[Mail, Reply]], why: StorageFull) -> list[tuple[Mail, Reply]]:
+        """What to send instead of these replies, and to who waits for a task, where the group could not be kept."""
+        mails = [mail for mail, _ in outbox]
+        mails += [actor.work[1] for actor in self._working if actor.work is not None and actor.work[1] is not None]
+        body = encode(why.to_reply())
+        return [(mail, Reply(mail.request_id, why.status, body)) for mail in mails]
+
+    def _answer(self, mail: Mail, reply: Reply) -> None:
+        self.outbox.append((mail, reply))
+
+
+class _Moved(Exception):
+    def __init__(self, realm: str, shard: int) -> None:
+        self.realm = realm
+        self.shard = shard
+
+
+_ADDING = frozenset({"add_job", "add_jobs", "bulk_add", "configure", "move_job", "move_job_by_path", "place_realm"})
+
+
+def _ok(mail: Mail, done: Done) -> Reply:
+    return Reply(mail.request_id, 200, done.body, done.lease)
+
+
+class _Nobody:
+    def reply(self, reply: Reply) -> None:
+        """Nobody waits for it."""
+
+    def flush(self) -> None:
+        """Nothing gathered."""
+
+
+def _no_mail(realm: str) -> Mail:
+    return Mail(_Nobody(), 0.0, 0, "place_realm", realm, [], b"")

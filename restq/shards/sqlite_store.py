@@ -1,0 +1,191 @@
+"""The store on one SQLite file. Opened by the shard's process alone, after it was started, with an exclusive lock.
+
+Rows stand under integer keys that only grow, so that a batch is written to neighbouring pages. There is no
+other index: what is looked up by name is looked up in memory. `synchronous=FULL` with WAL syncs the log before
+a commit returns; the log is moved into the database every `WAL_PAGES_MAX` pages, so neither it nor a start grows
+with the age of the server. Read it with the `sqlite3` shell: while no server holds it.
+
+To change the format: raise `FORMAT`, and give `_MIGRATIONS` the statements that lead from the one before.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from restq.errors import StorageFull
+from restq.shards.changes import Changes, JobRow, PlaceRow, QueueRow, RealmRow
+from restq.shards.store import Loaded, Mark, StoreFailed, StoreRefused
+
+FORMAT = 1
+APPLICATION_ID = 0x52535451  # "RSTQ": `file` and we tell it from other SQLite files
+LOCK_WAIT_SECONDS = 10.0  # a shard that was killed may take a moment to let go of its file
+WAL_PAGES_MAX = 4096
+CACHE_KIB = 65536
+
+_MIGRATIONS: dict[int, str] = {
+    1: """
+    CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 1), last_group INTEGER, next_key INTEGER, clock REAL);
+    INSERT INTO mark VALUES (1, 0, 1, 0.0);
+    CREATE TABLE realms (key INTEGER PRIMARY KEY, name TEXT NOT NULL, default_lease_time REAL NOT NULL,
+        epoch INTEGER NOT NULL, pinned INTEGER NOT NULL, task TEXT);
+    CREATE TABLE queues (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, queue_id NOT NULL, lease_time REAL NOT NULL);
+    CREATE TABLE jobs (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, job_id TEXT NOT NULL, tags TEXT NOT NULL,
+        data BLOB, digest BLOB, size INTEGER NOT NULL);
+    CREATE TABLE places (key INTEGER PRIMARY KEY, job INTEGER NOT NULL, queue INTEGER NOT NULL, at REAL NOT NULL,
+        leased_at REAL NOT NULL, lease INTEGER NOT NULL);
+    CREATE TABLE payloads (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
+    CREATE TABLE moved (name TEXT PRIMARY KEY, shard INTEGER NOT NULL) WITHOUT ROWID;
+    """,
+}
+
+_COLUMN_COUNTS = {"realms": 6, "queues": 4, "jobs": 7, "places": 6, "payloads": 2, "moved": 2}
+_PAIRS = ("payloads", "moved")  # tables whose row is a key and one value
+_PUT = {
+    table: f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * count)})" for table, count in _COLUMN_COUNTS.items()
+}
+_DROP = {table: f"DELETE FROM {table} WHERE {'name' if table == 'moved' else 'key'} = ?" for table in _COLUMN_COUNTS}
+
+
+class SqliteStore:
+    """One shard's truth. Raises StoreRefused where the file can't be had, or is of a newer restq."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database = sqlite3.connect(path, timeout=LOCK_WAIT_SECONDS, isolation_level=None)
+        try:
+            self._open()
+        except sqlite3.Error as error:
+            self._database.close()
+            raise StoreRefused(_refusal(path, error)) from error
+        except StoreRefused:
+            self._database.close()
+            raise
+
+    def _open(self) -> None:
+        execute = self._database.execute
+        execute("PRAGMA locking_mode = EXCLUSIVE")
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = FULL")
+        execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES_MAX}")
+        execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        execute("BEGIN EXCLUSIVE")  # takes the lock now, and for good
+        found = self._number("PRAGMA user_version")
+        application_id = self._number("PRAGMA application_id")
+        if found > FORMAT:
+            raise StoreRefused(
+                f"{self.path} is of format {found}, made by a newer restq; this one knows up to {FORMAT}"
+            )
+        if application_id not in (0, APPLICATION_ID) or (application_id == 0 and self._number("PRAGMA schema_version")):
+            raise StoreRefused(f"{self.path} is a database, but not one of restq's")
+        for version in range(found + 1, FORMAT + 1):
+            for statement in _MIGRATIONS[version].split(";"):
+                execute(statement)
+        if found < FORMAT:
+            execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            execute(f"PRAGMA user_version = {FORMAT}")
+        execute("COMMIT")
+
+    def _number(self, query: str) -> int:
+        return int(self._database.execute(query).fetchone()[0])
+
+    def load(self) -> Loaded:
+        """All that was committed. Raises StoreRefused where the file can't be read."""
+        select = self._database.execute
+        try:
+            mark = Mark(*select("SELECT last_group, next_key, clock FROM mark").fetchone())
+            realms = [RealmRow(*row) for row in select("SELECT * FROM realms ORDER BY key")]
+            queues = [QueueRow(*row) for row in select("SELECT * FROM queues ORDER BY key")]
+            moved = dict(select("SELECT name, shard FROM moved"))
+        except sqlite3.Error as error:
+            raise StoreRefused(_refusal(self.path, error)) from error
+        return Loaded(mark, realms, queues, moved, self._places())
+
+    def places_of(self, realm_key: int) -> Iterator[tuple[PlaceRow, JobRow]]:
+        """The places of one realm, as `load` gives all. Reads the whole file."""
+        return self._places("WHERE jobs.realm = ?", (realm_key,))
+
+    def remove_realm(self, realm_key: int) -> None:
+        """Remove all rows of a realm, in one transaction. Reads the whole file."""
+        jobs = "(SELECT key FROM jobs WHERE realm = ?)"
+        execute = self._database.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            execute(f"DELETE FROM places WHERE job IN {jobs}", (realm_key,))
+            execute(f"DELETE FROM payloads WHERE key IN {jobs}", (realm_key,))
+            execute("DELETE FROM jobs WHERE realm = ?", (realm_key,))
+            execute("DELETE FROM queues WHERE realm = ?", (realm_key,))
+            execute("DELETE FROM realms WHERE key = ?", (realm_key,))
+            execute("COMMIT")
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _places(self, where: str = "", values: tuple[int, ...] = ()) -> Iterator[tuple[PlaceRow, JobRow]]:
+        """Streams, as plain tuples: at a start a million rows pass here, and naming their fields costs a second."""
+        rows = self._database.execute(
+            f"SELECT places.*, jobs.* FROM places JOIN jobs ON jobs.key = places.job {where} ORDER BY places.key",
+            values,
+        )
+        rows.arraysize = 1000
+        try:
+            while batch := rows.fetchmany():
+                for row in batch:
+                    yield row[:6], row[6:]
+        except sqlite3.Error as error:
+            raise StoreRefused(_refusal(self.path, error)) from error
+
+    async def commit(self, changes: Changes, mark: Mark) -> None:
+        """Keep the group: one transaction, synced. See `Store.commit` for what it raises."""
+        database = self._database
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            for table in Changes.__slots__:
+                rows: dict[Any, Any] = getattr(changes, table)
+                if not rows:
+                    continue
+                gone = [(key,) for key, row in rows.items() if row is None]
+                if table in _PAIRS:
+                    kept: Iterable[Any] = [(key, row) for key, row in rows.items() if row is not None]
+                else:
+                    kept = [row for row in rows.values() if row is not None] if gone else rows.values()
+                if gone:
+                    database.executemany(_DROP[table], gone)
+                database.executemany(_PUT[table], kept)
+            database.execute("UPDATE mark SET last_group = ?, next_key = ?, clock = ?", mark)
+            database.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        """Undo the group where that is certain to work. After a failed sync it is not: raise StoreFailed."""
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            raise StoreFailed(f"{self.path}: {error}") from error
+        try:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+        except sqlite3.Error as second:
+            raise StoreFailed(f"{self.path}: {second}") from error
+        raise StorageFull("there is no room left on the disk: nothing was done") from error
+
+    def payload(self, job_key: int) -> bytes:
+        """The large data of a job."""
+        try:
+            row = self._database.execute("SELECT data FROM payloads WHERE key = ?", (job_key,)).fetchone()
+        except sqlite3.Error as error:
+            raise StoreFailed(f"{self.path}: {error}") from error
+        if row is None:
+            raise StoreFailed(f"{self.path}: the data of job row {job_key} is missing")
+        data: bytes = row[0]
+        return data
+
+    def close(self) -> None:
+        """Move the log into the database and let go of the file."""
+        self._database.close()
+
+
+def _refusal(path: Path, error: sqlite3.Error) -> str:
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+        return f"{path} is held by another process"
+    return f"{path} can't be read: {error}"

@@ -1,0 +1,273 @@
+"""Starts, watches, restarts and stops the processes of a server. Serves nothing itself.
+
+Owns the data directory's lock and the listening sockets, so that a front end that is started again finds the
+connections that waited. Every process gets its settings as one line on standard input, and that pipe stays open as
+long as the supervisor lives: when it ends, in whatever way, so do they. A process that dies is started again, at once
+the first time and with a growing delay while it keeps dying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from restq.config import Config
+from restq.errors import RestqError
+from restq.shards.process import EXIT_REFUSED
+from restq.shards.relocation import relocate, shard_path
+from restq.shards.store import StoreRefused
+
+LOCK_NAME = "server.lock"
+BACKLOG = 1024
+RESTART_SECONDS_MAX = 5.0
+HEALTHY_SECONDS = 10.0  # a process that ran so long starts again without delay
+STOP_SECONDS = 4.0  # for each of the two waves: front ends, then shards
+SOCKET_PATH_BYTES_MAX = 100  # of the about 108 that a UNIX socket's address holds
+
+log = logging.getLogger("restq")
+
+
+class ServerRefused(RestqError, OSError):
+    """The server can't start; the sentence says why, and nothing was changed."""
+
+    code = "server_refused"
+    builtin = OSError
+
+
+class Child:
+    """A process that is to run: started, watched and started again until it is stopped."""
+
+    def __init__(self, module: str, label: str, settings: dict[str, Any], inherited: tuple[int, ...] = ()) -> None:
+        self._module = module
+        self._label = label
+        self._settings = settings
+        self._inherited = inherited
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self.ready = asyncio.Event()
+        self.refused = False
+
+    async def keep(self) -> None:
+        """Run it until `stop`, or until it says that starting again would not help."""
+        delay = 0.0
+        while True:
+            started_at = time.monotonic()
+            status = await self._run()
+            if self._stopping:
+                return
+            if status == EXIT_REFUSED:
+                self.refused = True
+                return
+            delay = 0.0 if time.monotonic() - started_at > HEALTHY_SECONDS else delay
+            log.warning("%s ended with status %d; it starts again%s", self._label, status, _in(delay))
+            await asyncio.sleep(delay)
+            delay = min(RESTART_SECONDS_MAX, delay * 2 or 0.1)
+
+    async def _run(self) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", self._module),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            pass_fds=self._inherited,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        assert process.stdin is not None, "standard input is a pipe"
+        assert process.stdout is not None, "standard output is a pipe"
+        self._process = process
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(json.dumps(self._settings).encode() + b"\n")
+            await process.stdin.drain()
+        if self._stopping:
+            process.stdin.close()
+        if await process.stdout.readline() == b"ready\n":
+            self.ready.set()
+        return await process.wait()
+
+    async def stop(self, seconds: float) -> None:
+        """Close its standard input, which asks it to end in order; kill it after so many seconds."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            async with asyncio.timeout(seconds):
+                await process.wait()
+        except TimeoutError:
+            log.warning("%s did not end within %.0f s and is killed", self._label, seconds)
+            process.kill()
+            await process.wait()
+
+
+def _in(delay: float) -> str:
+    return f" in {delay:.1f} s" if delay else ""
+
+
+class Supervisor:
+    """One server: its lock, its sockets and its processes."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._data_dir = Path(config.realms.realms_config_root).expanduser().absolute()
+        self._stop = asyncio.Event()
+        self._shards: list[Child] = []
+        self._frontends: list[Child] = []
+
+    async def run(self) -> int:
+        """Start all, serve until SIGTERM or SIGINT, stop all; returns the exit status. Raises ServerRefused."""
+        loop = asyncio.get_running_loop()
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, self._stop.set)
+        webapp = self._config.webapp
+        sockets = listen(webapp.host, webapp.port, webapp.frontends)
+        lock = lock_directory(self._data_dir, sockets[0])
+        try:
+            pinned = await asyncio.to_thread(relocate, self._data_dir, webapp.shards)
+            self._prepare(pinned, sockets)
+            return await self._serve(sockets[0])
+        except StoreRefused as refused:
+            raise ServerRefused(str(refused)) from refused
+        finally:
+            for listening in sockets:
+                listening.close()
+            os.close(lock)
+
+    def _prepare(self, pinned: dict[str, int], sockets: list[socket.socket]) -> None:
+        webapp = self._config.webapp
+        paths = [str(self._data_dir / f"shard-{shard:04d}.sock") for shard in range(webapp.shards)]
+        for shard in range(webapp.shards):
+            settings = {
+                "index": shard,
+                "count": webapp.shards,
+                "path": str(shard_path(self._data_dir, shard)),
+                "sockets": paths,
+                "elsewhere": pinned,
+                "default_lease_time": self._config.realms.default_lease_time,
+            }
+            self._shards.append(Child("restq.shards.process", f"shard {shard}", settings))
+        for number, listening in enumerate(sockets):
+            settings = {
+                "sockets": paths,
+                "elsewhere": pinned,
+                "body_bytes_max": webapp.body_bytes_max,
+                "debug": webapp.debug,
+                "listen_fd": listening.fileno(),
+            }
+            self._frontends.append(Child("restq.web.process", f"front end {number}", settings, (listening.fileno(),)))
+
+    async def _serve(self, listening: socket.socket) -> int:
+        stopped: asyncio.Task[Any] = asyncio.create_task(self._stop.wait())
+        kept: list[asyncio.Task[Any]] = [
+            asyncio.create_task(child.keep()) for child in (*self._shards, *self._frontends)
+        ]
+        ready: asyncio.Future[Any] = asyncio.gather(
+            *(child.ready.wait() for child in (*self._shards, *self._frontends))
+        )
+        try:
+            await asyncio.wait([stopped, ready, *kept], return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                self._announce(listening)
+                await asyncio.wait([stopped, *kept], return_when=asyncio.FIRST_COMPLETED)
+            refused = any(child.refused for child in (*self._shards, *self._frontends))
+        finally:
+            ready.cancel()
+            for wave in (self._frontends, self._shards):
+                await asyncio.gather(*(child.stop(STOP_SECONDS) for child in wave))
+            await asyncio.gather(*kept)
+            stopped.cancel()
+        if not self._config.webapp.quiet and not refused:
+            print("restq ended; everything that was answered is in", self._data_dir, flush=True)
+        return 1 if refused else 0
+
+    def _announce(self, listening: socket.socket) -> None:
+        """One line that programs may wait for; the others are for people."""
+        uri = address_of(listening)
+        webapp = self._config.webapp
+        print(f"restq serves {uri} with {webapp.shards} shards; its data is in {self._data_dir}", flush=True)
+        if not webapp.quiet:
+            print("Try in another shell:", flush=True)
+            option = "" if uri == self._config.client.uri else f" --uri {uri}"
+            print(f"  restq add{option} --tags=work 'ls -lah'", flush=True)
+            print(f"  restq pull{option}", flush=True)
+            print(f"  restq status{option}", flush=True)
+            print(f"  curl {uri}", flush=True)
+            print("Ctrl-C ends it, in order.", flush=True)
+
+
+def listen(host: str, port: int, count: int) -> list[socket.socket]:
+    """Sockets that listen at one address, which the kernel spreads connections over. Raises ServerRefused."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+    except OSError as error:
+        raise ServerRefused(f"{host!r} is no address to listen on: {error.strerror}") from None
+    sockets = [_bind(family, address, host, shared=False)]
+    if count > 1:
+        # The first one found out whether the port is free, which sockets that share it would not.
+        address = sockets[0].getsockname()
+        sockets.pop().close()
+        sockets = [_bind(family, address, host, shared=True) for _ in range(count)]
+    for listening in sockets:
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    return sockets
+
+
+def _bind(family: int, address: Any, host: str, shared: bool) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise ServerRefused(f"can't listen on {host or '*'} port {address[1]}: {error.strerror}") from None
+    return bound
+
+
+def address_of(listening: socket.socket) -> str:
+    """The URI that a client on this machine can use."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def lock_directory(data_dir: Path, listening: socket.socket) -> int:
+    """Take the data directory for this process, or raise ServerRefused with the name of who has it."""
+    if len(os.fsencode(data_dir)) + len("/shard-0000.sock") > SOCKET_PATH_BYTES_MAX:
+        raise ServerRefused(f"the path of the data directory is too long for the sockets in it: {data_dir}")
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ServerRefused(f"the data directory {data_dir} can't be used: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(lock, 200).decode(errors="replace").strip()
+        os.close(lock)
+        raise ServerRefused(f"the data directory {data_dir} is in use by {holder or 'another server'}") from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()}, which serves {address_of(listening)}\n".encode(), 0)
+    return lock
+
+
+def serve(config: Config) -> int:
+    """Run a server in the foreground until SIGTERM or SIGINT; returns the exit status. Raises ServerRefused."""
+    level = logging.ERROR if config.webapp.quiet else logging.INFO
+    logging.basicConfig(format="restq: %(message)s", level=level)
+    return asyncio.run(Supervisor(config).run())
