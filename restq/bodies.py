@@ -28,7 +28,7 @@ class JobBody(msgspec.Struct):
 
     queue_id: int | str
     data: msgspec.Raw = msgspec.Raw(b"null")
-    tags: list[str] | None = None
+    tags: tuple[str, ...] | None = None
 
 
 class BulkJob(JobBody, kw_only=True):

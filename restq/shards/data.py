@@ -28,9 +28,9 @@ class Large(NamedTuple):
     size: int
 
 
-def keep(text: bytes) -> bytes | Large:
-    """What memory holds of this data: the text, or a `Large` above `INLINE_BYTES_MAX`."""
-    return text if len(text) <= INLINE_BYTES_MAX else Large(_digest(text), len(text))
+def large(text: bytes) -> Large:
+    """What memory keeps of data above `INLINE_BYTES_MAX`."""
+    return Large(_digest(text), len(text))
 
 
 def same(old: bytes | Large | None, new: bytes) -> bool:
@@ -50,6 +50,8 @@ def check(text: bytes, field: str) -> None:
     """
     try:
         value = _decode(text)
+        if isinstance(value, str):
+            return
         if isinstance(value, (int, dict, list)):
             _pack(value)  # refuses integers beyond 64 bits, in C
     except OverflowError:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from restq.shards.changes import Changes, JobRow, Keys, PlaceRow, QueueRow, RealmRow
 from restq.shards.data import Large
-from restq.shards.queue import Job, Place, Queue
-from restq.shards.realm import Realm, Task
+from restq.shards.queue import Job, Place, Queue, make_place
+from restq.shards.realm import TAG_SETS_MAX, Realm, Task
 
 
 class Loader:
@@ -47,17 +47,17 @@ class Loader:
             job = realm.jobs.get(row[2])
             if job is None:
                 job = self._add_job(realm, row)
-            place = Place(at, key, queues[queue_key], job, leased_at, lease)
-            job.places = (*job.places, place)
+            place = make_place((at, key, queues[queue_key], job, leased_at, lease))
+            job.places = (*job.places, place) if job.places else (place,)
             places[queue_key].append(place)
 
     def _add_job(self, realm: Realm, row: tuple[int, int, str, str, bytes | None, bytes | None, int]) -> Job:
         key, _, job_id, tags_text, data, digest, size = row
         tags = self._tags.get(tags_text)
         if tags is None:
-            if len(self._tags) > 1000:
+            if len(self._tags) >= TAG_SETS_MAX:
                 self._tags = {"[]": ()}
-            tags = self._tags[tags_text] = realm.shared(tuple(json.loads(tags_text)))
+            tags = self._tags[tags_text] = tuple(json.loads(tags_text))
         job = Job(key, job_id, Large(digest, size) if digest is not None else data, tags)
         realm.jobs[job_id] = job
         for tag in tags:

@@ -23,7 +23,7 @@ class MemoryStore:
             [row for _, row in sorted(self._tables["realms"].items())],
             [row for _, row in sorted(self._tables["queues"].items())],
             dict(self._tables["moved"]),
-            [(row, jobs[row.job]) for _, row in sorted(self._tables["places"].items())],
+            [(row, jobs[row[1]]) for _, row in sorted(self._tables["places"].items())],
         )
 
     async def commit(self, changes: Changes, mark: Mark) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from restq.errors import RestqError
 from restq.pipe import Pipe
-from restq.shards.changes import Changes, JobRow, Keys, PlaceRow, QueueRow, RealmRow
+from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, shifted
 from restq.shards.data import Large
 from restq.shards.loader import Loader
 from restq.shards.realm import Realm
@@ -72,9 +72,9 @@ class Arrivals:
         realm = loader.add_realm(row)
         self._changes.realms[row.key] = row
         for queue in queues:
-            shifted = QueueRow(queue[0] + shift, row.key, queue[2], queue[3])
-            loader.add_queue(shifted)
-            self._changes.queues[shifted.key] = shifted
+            queue_row = QueueRow(queue[0] + shift, row.key, *queue[2:])
+            loader.add_queue(queue_row)
+            self._changes.queues[queue_row.key] = queue_row
         self._arriving[row.name] = Arrival(loader, realm, shift)
         return TAKE
 
@@ -83,14 +83,13 @@ class Arrivals:
         loader, realm, shift = self._arriving[params[0]]
         changes = self._changes
         for job, payload, places in params[1]:
-            job_row = JobRow(job[0] + shift, realm.key, *job[2:])
-            changes.jobs[job_row.key] = job_row
+            rows = [shifted(place, job, shift, realm.key) for place in places]
+            for place_row, job_row in rows:
+                changes.places[place_row[0]] = place_row
+                changes.jobs[job_row[0]] = job_row
             if payload is not None:
-                changes.payloads[job_row.key] = payload
-            rows = [PlaceRow(key + shift, job_row.key, queue + shift, *rest) for key, _, queue, *rest in places]
-            for place_row in rows:
-                changes.places[place_row.key] = place_row
-            loader.add_places((place_row, job_row) for place_row in rows)
+                changes.payloads[job[0] + shift] = payload
+            loader.add_places(rows)
         return TAKE
 
     def end(self, params: list[Any], now: float) -> bytes:

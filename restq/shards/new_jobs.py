@@ -20,7 +20,7 @@ def new_job(job_id: Any, job: bodies.JobBody) -> NewJob:
     else:
         data.check(text, "data")
         checked = text
-    return NewJob(names.job_id(job_id), names.queue_id(job.queue_id), checked, _tags(job.tags or ()))
+    return names.job_id(job_id), names.queue_id(job.queue_id), checked, _tags(job.tags or ())
 
 
 def new_jobs(jobs: Sequence[bodies.BulkJob], indexes: Sequence[int] | None = None) -> list[NewJob]:
@@ -28,23 +28,21 @@ def new_jobs(jobs: Sequence[bodies.BulkJob], indexes: Sequence[int] | None = Non
     if len(jobs) > bodies.COUNT_MAX:
         raise FieldInvalid(f"jobs: {len(jobs)} are more than the {bodies.COUNT_MAX} that one request takes", "jobs")
     checked: list[NewJob] = []
-    # Jobs of a batch have few queues and sets of tags: each is checked once.
+    # Jobs of a batch have few queues and few sets of tags: each is checked once.
     queues: dict[int | str, QueueId] = {}
-    tag_sets: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
-    check_data, check_id = data.check, names.job_id
+    tag_sets: dict[tuple[str, ...] | None, tuple[str, ...]] = {None: ()}
     try:
         for job in jobs:
             text = bytes(job.data)
             if text != b"null":
-                check_data(text, "data")
+                data.check(text, "data")
             queue_id = queues.get(job.queue_id)
             if queue_id is None:
                 queue_id = queues[job.queue_id] = names.queue_id(job.queue_id)
-            tags = tuple(job.tags) if job.tags else ()
-            sorted_tags = tag_sets.get(tags)
-            if sorted_tags is None:
-                sorted_tags = tag_sets[tags] = _tags(tags)
-            checked.append(NewJob(check_id(job.job_id), queue_id, None if text == b"null" else text, sorted_tags))
+            tags = tag_sets.get(job.tags)
+            if tags is None:
+                tags = tag_sets[job.tags] = _tags(job.tags or ())
+            checked.append((names.job_id(job.job_id), queue_id, None if text == b"null" else text, tags))
     except RestqError as error:
         index = len(checked)  # the one that was being checked
         where = index if indexes is None else indexes[index]

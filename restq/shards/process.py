@@ -2,8 +2,8 @@
 
 Started by the supervisor, which writes the settings as one line of JSON to standard input and reads "ready" from
 standard output. When standard input ends, because the supervisor closed it or is gone, the shard ends once all that
-arrived is answered; signals that a terminal or an init system sends to all processes it leaves to the supervisor. A store that fails ends it at once: only the file knows what is true, and
-the supervisor starts the process again from it.
+arrived is answered; signals that a terminal or an init system sends to all processes it leaves to the supervisor.
+A store that fails ends the process at once: only the file knows what is true, and the supervisor starts it again.
 """
 
 from __future__ import annotations

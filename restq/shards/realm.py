@@ -31,10 +31,10 @@ from restq.errors import (
     TagNotFound,
 )
 from restq.names import QueueId, queue_order
-from restq.shards.changes import Changes, JobRow, Keys, PlaceRow, QueueRow, RealmRow
-from restq.shards.data import Large, keep, same
+from restq.shards.changes import Changes, JobRow, Keys, QueueRow, RealmRow
+from restq.shards.data import INLINE_BYTES_MAX, Large, large, same
 from restq.shards.invariants import check
-from restq.shards.queue import Job, Place, Queue
+from restq.shards.queue import Job, Place, Queue, make_place
 
 LEASE_SECONDS_MAX = 1e9
 TAG_SETS_MAX = 1024
@@ -47,13 +47,8 @@ class Task(NamedTuple):
     target: QueueId | None = None
 
 
-class NewJob(NamedTuple):
-    """A job to add, its names checked. `data` is JSON text, or None to say nothing about it."""
-
-    job_id: str
-    queue_id: QueueId
-    data: bytes | None
-    tags: tuple[str, ...]  # sorted, each once
+# A job to add, its names checked: job id, queue id, data as JSON text or None to say nothing about it, sorted tags.
+NewJob = tuple[str, QueueId, bytes | None, tuple[str, ...]]
 
 
 class Realm:
@@ -82,23 +77,23 @@ class Realm:
         self._order: list[Queue] = []  # the queues, in the order in which they are served
         self._keys = keys
         self._changes = changes
-        self._tag_sets: dict[tuple[str, ...], tuple[str, ...]] = {}  # jobs of a batch share one tuple
+        self._tag_sets: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
 
     # -- adding ------------------------------------------------------------------------------------------------
 
     def check_add(self, new_jobs: Sequence[NewJob]) -> None:
         """Raise DataDiffers if a job exists, in the realm or further up in the list, with other data."""
+        jobs = self.jobs
         fresh: dict[str, bytes | None] = {}
-        for index, new in enumerate(new_jobs):
-            job_id, data = new.job_id, new.data
-            job = self.jobs.get(job_id)
-            if job is not None:
-                known = job.data
-            elif job_id not in fresh:
+        for index, (job_id, _, data, _) in enumerate(new_jobs):
+            known: bytes | Large | None
+            if job_id in jobs:
+                known = jobs[job_id].data
+            elif job_id in fresh:
+                known = fresh[job_id]
+            else:
                 fresh[job_id] = data
                 continue
-            else:
-                known = fresh[job_id]
             if data is not None and not same(known, data):
                 where = f"jobs[{index}]: " if len(new_jobs) > 1 else ""
                 raise DataDiffers(f"{where}job {job_id!r} already exists with other data", "data")
@@ -110,33 +105,40 @@ class Realm:
         """
         self.check_add(new_jobs)
         self._write()
-        jobs, changes = self.jobs, self._changes
-        for new in new_jobs:
-            queue = self._queue(new.queue_id)
-            queue.advance(now)
-            job = jobs.get(new.job_id)
+        jobs, rows, keys = self.jobs, self._changes.places, self._keys
+        queue: Queue | None = None
+        for job_id, queue_id, data, tags in new_jobs:
+            if queue is None or queue.queue_id != queue_id:
+                queue = self._queue(queue_id)
+                queue.advance(now)
+            job = jobs.get(job_id)
             if job is None:
-                job = self._make_job(new)
+                job = self._make_job(job_id, data, tags)
+                key = keys.take()
+                place = make_place((now, key, queue, job, 0.0, 0))
+                job.places = (place,)
             else:
-                self._tag(job, new.tags)
+                self._tag(job, tags)
                 if any(place.queue is queue for place in job.places):
                     continue
-            place = Place(now, self._keys.take(), queue, job, 0.0, 0)
-            job.places = (*job.places, place)
-            queue.push(place)
-            changes.places[place.key] = PlaceRow(place.key, job.key, queue.key, now, 0.0, 0)
+                key = keys.take()
+                place = make_place((now, key, queue, job, 0.0, 0))
+                job.places = (*job.places, place)
+            queue.ready.push(place)
+            rows[key] = (key, job.key, queue.key, now, 0.0, 0)
 
-    def _make_job(self, new: NewJob) -> Job:
+    def _make_job(self, job_id: str, text: bytes | None, new_tags: tuple[str, ...]) -> Job:
         key = self._keys.take()
-        data = None if new.data is None else keep(new.data)
-        tags = self.shared(new.tags)
-        job = Job(key, new.job_id, data, tags)
-        self.jobs[new.job_id] = job
+        tags, tags_text = self._tag_set(new_tags)
+        job = self.jobs[job_id] = Job(key, job_id, text, tags)
         for tag in tags:
             self.carry(tag, job)
-        if isinstance(data, Large):
-            self._changes.payloads[key] = new.data
-        self._changes.jobs[key] = self.job_row(job)
+        if text is not None and len(text) > INLINE_BYTES_MAX:
+            job.data = large(text)
+            self._changes.payloads[key] = text
+            self._changes.jobs[key] = self.job_row(job)
+        else:
+            self._changes.jobs[key] = (key, self.key, job_id, tags_text, text, None, 0)
         return job
 
     def _queue(self, queue_id: QueueId) -> Queue:
@@ -156,7 +158,7 @@ class Realm:
     def _tag(self, job: Job, tags: tuple[str, ...]) -> None:
         added = [tag for tag in tags if tag not in job.tags]
         if added:
-            job.tags = self.shared(tuple(sorted((*job.tags, *added))))
+            job.tags = self._tag_set(tuple(sorted((*job.tags, *added))))[0]
             for tag in added:
                 self.carry(tag, job)
             self._changes.jobs[job.key] = self.job_row(job)
@@ -169,11 +171,14 @@ class Realm:
         else:
             carriers.add(job)
 
-    def shared(self, tags: tuple[str, ...]) -> tuple[str, ...]:
-        """One tuple for equal sets of tags: a batch of a million jobs needs one, not a million."""
-        if len(self._tag_sets) > TAG_SETS_MAX:
-            self._tag_sets.clear()
-        return self._tag_sets.setdefault(tags, tags)
+    def _tag_set(self, tags: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+        """One tuple for equal sets of tags, and its JSON: a batch of a million jobs needs one, not a million."""
+        found = self._tag_sets.get(tags)
+        if found is None:
+            if len(self._tag_sets) >= TAG_SETS_MAX:
+                self._tag_sets.clear()
+            found = self._tag_sets[tags] = (tags, json.dumps(tags, ensure_ascii=False))
+        return found
 
     # -- leasing -----------------------------------------------------------------------------------------------
 
@@ -258,8 +263,8 @@ class Realm:
 
     def _replace(self, old: Place, at: float, leased_at: float, lease: int, held: bool = False) -> Place:
         """A new place in the stead of `old`, which its heap still holds if `held`."""
-        job, queue = old.job, old.queue
-        new = Place(at, old.key, queue, job, leased_at, lease)
+        _, key, queue, job, _, _ = old
+        new = make_place((at, key, queue, job, leased_at, lease))
         if len(job.places) == 1:
             job.places = (new,)
         else:
@@ -267,7 +272,7 @@ class Realm:
         if held:
             queue.discard(old)
         queue.push(new)
-        self._changes.places[old.key] = PlaceRow(old.key, job.key, queue.key, at, leased_at, lease)
+        self._changes.places[key] = (key, job.key, queue.key, at, leased_at, lease)
         return new
 
     # -- removing and moving -----------------------------------------------------------------------------------
@@ -330,7 +335,7 @@ class Realm:
             raise JobLeased(f"job {job_id!r} is leased out of queue {from_queue!r}", "from_queue")
         if from_queue == to_queue:
             return
-        self.add([NewJob(job_id, to_queue, None, ())], now)
+        self.add([(job_id, to_queue, None, ())], now)
         self.leave(old)
 
     def leave(self, place: Place, popped: bool = False) -> None:
@@ -428,10 +433,10 @@ class Realm:
 
     def job_row(self, job: Job) -> JobRow:
         """The row of one of its jobs."""
-        tags = json.dumps(job.tags, ensure_ascii=False) if job.tags else "[]"
+        tags = self._tag_set(job.tags)[1]
         if isinstance(job.data, Large):
-            return JobRow(job.key, self.key, job.job_id, tags, None, job.data.digest, job.data.size)
-        return JobRow(job.key, self.key, job.job_id, tags, job.data, None, 0)
+            return (job.key, self.key, job.job_id, tags, None, job.data.digest, job.data.size)
+        return (job.key, self.key, job.job_id, tags, job.data, None, 0)
 
     def check(self) -> None:
         """Assert that tag index, heaps and counts are what the jobs alone say. For tests: O(everything)."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from restq.placement import home
-from restq.shards.changes import Changes, JobRow, PlaceRow, QueueRow, RealmRow
+from restq.shards.changes import Changes, RealmRow, shifted
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Loaded, Mark
 
@@ -118,17 +118,14 @@ class _Relocation:
         changes.realms[arriving.key] = arriving
         for queue in self._loaded[shard].queues:
             if queue.realm == row.key:
-                shifted = QueueRow(queue.key + shift, arriving.key, queue.queue_id, queue.lease_time)
-                changes.queues[shifted.key] = shifted
+                changes.queues[queue.key + shift] = queue._replace(key=queue.key + shift, realm=arriving.key)
         store = self._stores[shard]
         for place, job in store.places_of(row.key):
-            job_row = JobRow(job[0] + shift, arriving.key, *job[2:])
-            if job_row.key not in changes.jobs:
-                changes.jobs[job_row.key] = job_row
-                if job_row.digest is not None:
-                    changes.payloads[job_row.key] = store.payload(job[0])
-            place_row = PlaceRow(place[0] + shift, job_row.key, place[2] + shift, *place[3:])
-            changes.places[place_row.key] = place_row
+            place_row, job_row = shifted(place, job, shift, arriving.key)
+            changes.places[place_row[0]] = place_row
+            changes.jobs[job_row[0]] = job_row
+            if job_row[5] is not None:
+                changes.payloads[job_row[0]] = store.payload(job[0])
             if len(changes) >= CHUNK_ROWS:
                 await self._commit(target, changes)
                 changes = Changes()
