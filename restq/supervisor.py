@@ -75,7 +75,7 @@ class Child:
 
     async def _run(self) -> int:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", self._module),
+            *(sys.executable, "-P", "-m", self._module),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=self._inherited,
@@ -135,7 +135,7 @@ class Supervisor:
         try:
             pinned = await asyncio.to_thread(relocate, self._data_dir, webapp.shards)
             self._prepare(pinned, sockets)
-            return await self._serve(sockets[0])
+            return await self._serve(sockets)
         except StoreRefused as refused:
             raise ServerRefused(str(refused)) from refused
         finally:
@@ -166,7 +166,7 @@ class Supervisor:
             }
             self._frontends.append(Child("restq.web.process", f"front end {number}", settings, (listening.fileno(),)))
 
-    async def _serve(self, listening: socket.socket) -> int:
+    async def _serve(self, sockets: list[socket.socket]) -> int:
         stopped: asyncio.Task[Any] = asyncio.create_task(self._stop.wait())
         kept: list[asyncio.Task[Any]] = [
             asyncio.create_task(child.keep()) for child in (*self._shards, *self._frontends)
@@ -177,11 +177,13 @@ class Supervisor:
         try:
             await asyncio.wait([stopped, ready, *kept], return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
-                self._announce(listening)
+                self._announce(sockets[0])
                 await asyncio.wait([stopped, *kept], return_when=asyncio.FIRST_COMPLETED)
             refused = any(child.refused for child in (*self._shards, *self._frontends))
         finally:
             ready.cancel()
+            for listening in sockets:
+                listening.close()  # who comes now is refused instead of kept waiting
             for wave in (self._frontends, self._shards):
                 await asyncio.gather(*(child.stop(STOP_SECONDS) for child in wave))
             await asyncio.gather(*kept)

@@ -39,17 +39,19 @@ class QueueRow(NamedTuple):
 # the data is large, its digest and its size in bytes stand here instead (else None and 0), and the text in a payload.
 JobRow = tuple[int, int, str, str, bytes | None, bytes | None, int]
 
-# A job's place in one queue: its key, the job's key, the queue's key, `at`, `leased_at` and `lease` as in `Place`.
+# A job's place in one queue: its key, the job's key, the queue's key, `at` as in `Place`, and instant and number of its
+# last lease, 0.0 and 0 if there was none.
 PlaceRow = tuple[int, int, int, float, float, int]
 
 
-def shifted(place: PlaceRow, job: JobRow, shift: int, realm_key: int) -> tuple[PlaceRow, JobRow]:
-    """The rows as they stand in another file, whose keys are higher by `shift`."""
-    key, job_key, queue_key, at, leased_at, lease = place
-    return (
-        (key + shift, job_key + shift, queue_key + shift, at, leased_at, lease),
-        (job[0] + shift, realm_key, *job[2:]),
-    )
+# A place together with its job, as a load reads them: the PlaceRow without the job's key, then the JobRow.
+Stored = tuple[int, int, float, float, int, int, int, str, str, bytes | None, bytes | None, int]
+
+
+def shifted(row: Stored, shift: int, realm_key: int) -> Stored:
+    """The row as it stands in another file, whose keys are higher by `shift`."""
+    key, queue_key, at, leased_at, lease, job_key, _, *rest = row
+    return (key + shift, queue_key + shift, at, leased_at, lease, job_key + shift, realm_key, *rest)  # type: ignore[return-value]
 
 
 class Changes:
@@ -68,6 +70,14 @@ class Changes:
     def __len__(self) -> int:
         """How many rows change."""
         return sum(len(getattr(self, table)) for table in self.__slots__)
+
+    def put(self, row: Stored, payload: bytes | None) -> None:
+        """Note a place, its job and the job's large data."""
+        key, queue_key, at, leased_at, lease, job_key = row[:6]
+        self.places[key] = (key, job_key, queue_key, at, leased_at, lease)
+        self.jobs[job_key] = row[5:]
+        if payload is not None:
+            self.payloads[job_key] = payload
 
     def take(self) -> Changes:
         """Hand over what is gathered, and be empty."""

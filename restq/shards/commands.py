@@ -17,7 +17,7 @@ from restq.errors import TagNotFound
 from restq.shards import removal
 from restq.shards.data import Large
 from restq.shards.new_jobs import new_job, new_jobs
-from restq.shards.queue import Job, Place
+from restq.shards.queue import Job, Lease, Place
 from restq.shards.realm import Realm
 from restq.shards.removal import Removal
 
@@ -99,7 +99,7 @@ def _get_job(realm: Realm, call: Call) -> Done:
 
 def _shown(job: Job, call: Call) -> dict[str, Any]:
     places = sorted(job.places, key=lambda place: names.queue_order(place.queue.queue_id))
-    queues = [(place.queue.queue_id, max(0.0, call.now - place.leased_at) if place.lease else 0) for place in places]
+    queues = [(place.queue.queue_id, max(0.0, call.now - place.lease.at) if place.lease else 0) for place in places]
     return {"tags": job.tags, "data": call.data(job), "queues": queues}
 
 
@@ -118,7 +118,7 @@ def _pull(realm: Realm, call: Call) -> Done:
 
 
 def _lease(places: list[Place]) -> int:
-    return places[0].lease if places else 0
+    return places[0].lease.number if places and places[0].lease else 0
 
 
 def _undo_pull(realm: Realm, call: Call) -> Done:
@@ -292,16 +292,16 @@ def _peek(realms: Realms, call: Call) -> Done:
 
 def _lease_peeked(realms: Realms, call: Call) -> Done:
     """Lease these [realm, job id, queue id], in order; null for one that is not ready any more."""
-    lease = 0
+    lease: Lease | None = None
     leased: list[LeasedJob | None] = []
     for name, job_id, queue_id in call.params[0]:
         place = None
         if realms.is_free(name):
             realm = realms.get(name)
-            lease = lease or realm.next_lease()
-            place = realm.lease(job_id, queue_id, lease, call.now)
+            lease = lease or realm.next_lease(call.now)
+            place = realm.lease(job_id, queue_id, lease)
         leased.append(None if place is None else leased_job(place, call, name))
-    return Done(encode(leased), lease)
+    return Done(encode(leased), lease.number if lease else 0)
 
 
 SHARD_OPERATIONS: dict[str, Callable[[Realms, Call], Done]] = {

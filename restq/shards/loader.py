@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from restq.shards.changes import Changes, JobRow, Keys, PlaceRow, QueueRow, RealmRow
+from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored
 from restq.shards.data import Large
-from restq.shards.queue import Job, Place, Queue, make_place
+from restq.shards.queue import Job, Lease, Place, Queue, make_place
 from restq.shards.realm import TAG_SETS_MAX, Realm, Task
 
 
@@ -20,7 +20,7 @@ class Loader:
         self._realms: dict[int, Realm] = {}
         self._queues: dict[int, Queue] = {}
         self._places: dict[int, list[Place]] = {}  # by the key of their queue
-        self._tags: dict[str, tuple[str, ...]] = {"[]": ()}
+        self._tags: dict[str, tuple[str, ...]] = {}
 
     def add_realm(self, row: RealmRow) -> Realm:
         """The realm of this row, as yet empty."""
@@ -39,30 +39,38 @@ class Loader:
         self._queues[row.key] = queue
         self._places[row.key] = []
 
-    def add_places(self, rows: Iterable[tuple[PlaceRow, JobRow]]) -> None:
-        """Places, each with its job; a job's row comes with each of its places. Plain tuples will do."""
+    def add_places(self, rows: Iterable[Stored]) -> None:
+        """Places, each with its job; a job comes with each of its places."""
         realms, queues, places = self._realms, self._queues, self._places
-        for (key, _, queue_key, at, leased_at, lease), row in rows:
-            realm = realms[row[1]]
-            job = realm.jobs.get(row[2])
+        lease: Lease | None = None
+        last_at = 0.0
+        for key, queue_key, at, leased_at, number, job_key, realm_key, job_id, tags, data, digest, size in rows:
+            realm = realms[realm_key]
+            job = realm.jobs.get(job_id)
             if job is None:
-                job = self._add_job(realm, row)
-            place = make_place((at, key, queues[queue_key], job, leased_at, lease))
-            job.places = (*job.places, place) if job.places else (place,)
+                # A million jobs share what is equal: the two keys of a job's first place, the instants of a batch.
+                job_key = key if key == job_key else job_key
+                job = Job(job_key, job_id, data if digest is None else Large(digest, size), self._tags_of(tags))
+                realm.jobs[job_id] = job
+                for tag in job.tags:
+                    realm.carry(tag, job)
+            if at != last_at:
+                last_at = at
+            if not number:
+                lease = None
+            elif lease is None or lease.number != number:
+                lease = Lease(number, leased_at)
+            place = make_place((last_at, key, queues[queue_key], job, lease))
+            job.add(place)
             places[queue_key].append(place)
 
-    def _add_job(self, realm: Realm, row: tuple[int, int, str, str, bytes | None, bytes | None, int]) -> Job:
-        key, _, job_id, tags_text, data, digest, size = row
-        tags = self._tags.get(tags_text)
+    def _tags_of(self, text: str) -> tuple[str, ...]:
+        tags = self._tags.get(text)
         if tags is None:
             if len(self._tags) >= TAG_SETS_MAX:
-                self._tags = {"[]": ()}
-            tags = self._tags[tags_text] = tuple(json.loads(tags_text))
-        job = Job(key, job_id, Large(digest, size) if digest is not None else data, tags)
-        realm.jobs[job_id] = job
-        for tag in tags:
-            realm.carry(tag, job)
-        return job
+                self._tags.clear()
+            tags = self._tags[text] = tuple(json.loads(text))
+        return tags
 
     def finish(self, now: float) -> list[Realm]:
         """All is fed: put the places into their heaps as of `now`. Returns the realms."""

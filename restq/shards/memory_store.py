@@ -20,11 +20,14 @@ class MemoryStore:
         jobs = self._tables["jobs"]
         return Loaded(
             self._mark,
-            [row for _, row in sorted(self._tables["realms"].items())],
-            [row for _, row in sorted(self._tables["queues"].items())],
+            self._sorted("realms"),
+            self._sorted("queues"),
             dict(self._tables["moved"]),
-            [(row, jobs[row[1]]) for _, row in sorted(self._tables["places"].items())],
+            [(key, queue, *when, *jobs[job]) for key, job, queue, *when in self._sorted("places")],
         )
+
+    def _sorted(self, table: str) -> list[Any]:
+        return [row for _, row in sorted(self._tables[table].items())]
 
     async def commit(self, changes: Changes, mark: Mark) -> None:
         """Keep the group."""

@@ -79,17 +79,13 @@ class Arrivals:
         return TAKE
 
     def rows(self, params: list[Any], now: float) -> bytes:
-        """Some of its jobs, each with its places and its large data."""
+        """Some of its places, each with its job and the job's large data."""
         loader, realm, shift = self._arriving[params[0]]
         changes = self._changes
-        for job, payload, places in params[1]:
-            rows = [shifted(place, job, shift, realm.key) for place in places]
-            for place_row, job_row in rows:
-                changes.places[place_row[0]] = place_row
-                changes.jobs[job_row[0]] = job_row
-            if payload is not None:
-                changes.payloads[job[0] + shift] = payload
-            loader.add_places(rows)
+        rows = [(shifted(row, shift, realm.key), payload) for row, payload in params[1]]
+        for row, payload in rows:
+            changes.put(row, payload)
+        loader.add_places(row for row, _ in rows)
         return TAKE
 
     def end(self, params: list[Any], now: float) -> bytes:
@@ -152,7 +148,10 @@ def _chunks(realm: Realm, payload: Callable[[int], bytes]) -> Iterator[list[Any]
     for job in list(realm.jobs.values()):
         large = payload(job.key) if isinstance(job.data, Large) else None
         size += len(large or b"")
-        chunk.append((realm.job_row(job), large, [place.row() for place in job.places]))
+        job_row = realm.job_row(job)
+        for place in job.places:
+            key, _, queue_key, *when = place.row()
+            chunk.append(((key, queue_key, *when, *job_row), large))
         if len(chunk) >= CHUNK_COUNT or size >= CHUNK_BYTES_MAX:
             yield chunk
             chunk, size = [], 0

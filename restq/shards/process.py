@@ -126,8 +126,11 @@ class ShardProcess:
 
     async def run(self) -> None:
         """Serve until stopped. Raises StoreFailed where only a new start helps."""
+        shard = self.shard
         while True:
-            while self.shard.busy or self.shard.outbox or len(self.shard.changes):
+            while shard.busy or shard.outbox or len(shard.changes):
+                if self._stopping and not shard.has_mail and not shard.outbox:
+                    return  # a removal that is under way goes on with the next start
                 await self._turn()
                 await asyncio.sleep(0)  # read what arrived meanwhile
             self._start_moves()
@@ -216,10 +219,9 @@ class ShardProcess:
 async def serve(settings: dict[str, Any], store: Store) -> None:
     """Listen, say "ready", serve until standard input ends."""
     loop = asyncio.get_running_loop()
-    process = ShardProcess(settings, store)
     # Nothing here makes cycles, and a collector that walks a million jobs would stop the shard for a second.
-    gc.freeze()
     gc.disable()
+    process = ShardProcess(settings, store)
     await loop.connect_read_pipe(lambda: _Lifeline(process), sys.stdin)
     path = settings["sockets"][settings["index"]]
     with contextlib.suppress(FileNotFoundError):

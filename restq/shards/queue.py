@@ -17,16 +17,67 @@ from restq.shards.heap import LazyHeap
 
 
 class Job:
-    """A job of the realm: in every queue of `places`, under every tag of `tags`."""
+    """A job of the realm, under every tag of `tags`, in one queue or more.
 
-    __slots__ = ("data", "job_id", "key", "places", "tags")
+    Nearly every job stands in one queue, and a million tuples of one place each would be 48 MB: so its first
+    place stands apart from the others.
+    """
+
+    __slots__ = ("_first", "_others", "data", "job_id", "key", "tags")
 
     def __init__(self, key: int, job_id: str, data: bytes | Large | None, tags: tuple[str, ...]) -> None:
         self.key = key
         self.job_id = job_id
         self.data = data
         self.tags = tags
-        self.places: tuple[Place, ...] = ()
+        self._first: Place | None = None
+        self._others: tuple[Place, ...] = ()
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Its place in each of its queues."""
+        return () if self._first is None else (self._first, *self._others)
+
+    def holds(self, place: Place) -> bool:
+        """Whether this very place is one of the job's."""
+        return self._first is place or (bool(self._others) and any(held is place for held in self._others))
+
+    def place_in(self, queue_id: QueueId) -> Place | None:
+        """The job's place in a queue."""
+        return next((place for place in self.places if place.queue.queue_id == queue_id), None)
+
+    def add(self, place: Place) -> None:
+        """Stand in one more queue."""
+        if self._first is None:
+            self._first = place
+        else:
+            self._others = (*self._others, place)
+
+    def replace(self, old: Place, new: Place) -> None:
+        """Have `new` in the stead of `old`."""
+        if self._first is old:
+            self._first = new
+        else:
+            self._others = tuple(new if place is old else place for place in self._others)
+
+    def leave(self, place: Place) -> None:
+        """Stand in one queue less, but in one at least."""
+        kept = [held for held in self.places if held is not place]
+        self._first, self._others = kept[0], tuple(kept[1:])
+
+    def let_go(self) -> tuple[Place, ...]:
+        """Stand in no queue: what was held. Ends the cycle job -> place -> job, so that no collector is needed."""
+        places = self.places
+        self._first, self._others = None, ()
+        self.data = None  # heaps may hold the dead places for a while
+        return places
+
+
+class Lease(NamedTuple):
+    """What the jobs of one pull share: its number, which is never used twice, and when it was."""
+
+    number: int
+    at: float
 
 
 class Place(NamedTuple):
@@ -36,22 +87,20 @@ class Place(NamedTuple):
     key: int
     queue: Queue
     job: Job
-    leased_at: float  # the last check-out; 0.0: never
-    lease: int  # number of the pull that leased it, never used twice; 0: never
+    lease: Lease | None  # the last one; None: never leased
 
     def row(self) -> PlaceRow:
-        return (self.key, self.job.key, self.queue.key, self.at, self.leased_at, self.lease)
+        """The place as the store keeps it."""
+        number, leased_at = self.lease or (0, 0.0)
+        return (self.key, self.job.key, self.queue.key, self.at, leased_at, number)
 
 
 # Naming the fields of a tuple costs more than the rest of a lease: where millions are made, they go in by order.
-make_place: Callable[[tuple[float, int, Queue, Job, float, int]], Place] = partial(tuple.__new__, Place)
+make_place: Callable[[tuple[float, int, Queue, Job, Lease | None]], Place] = partial(tuple.__new__, Place)
 
 
 def _is_live(place: Place) -> bool:
-    places = place.job.places
-    if len(places) == 1:
-        return places[0] is place
-    return any(held is place for held in places)
+    return place.job.holds(place)
 
 
 class Queue:

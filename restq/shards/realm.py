@@ -34,7 +34,7 @@ from restq.names import QueueId, queue_order
 from restq.shards.changes import Changes, JobRow, Keys, QueueRow, RealmRow
 from restq.shards.data import INLINE_BYTES_MAX, Large, large, same
 from restq.shards.invariants import check
-from restq.shards.queue import Job, Place, Queue, make_place
+from restq.shards.queue import Job, Lease, Place, Queue, make_place
 
 LEASE_SECONDS_MAX = 1e9
 TAG_SETS_MAX = 1024
@@ -112,23 +112,19 @@ class Realm:
                 queue = self._queue(queue_id)
                 queue.advance(now)
             job = jobs.get(job_id)
+            key = keys.take()
             if job is None:
-                job = self._make_job(job_id, data, tags)
-                key = keys.take()
-                place = make_place((now, key, queue, job, 0.0, 0))
-                job.places = (place,)
+                job = self._make_job(key, job_id, data, tags)  # a job shares the key of its first place
             else:
                 self._tag(job, tags)
-                if any(place.queue is queue for place in job.places):
+                if job.place_in(queue_id) is not None:
                     continue
-                key = keys.take()
-                place = make_place((now, key, queue, job, 0.0, 0))
-                job.places = (*job.places, place)
+            place = make_place((now, key, queue, job, None))
+            job.add(place)
             queue.ready.push(place)
             rows[key] = (key, job.key, queue.key, now, 0.0, 0)
 
-    def _make_job(self, job_id: str, text: bytes | None, new_tags: tuple[str, ...]) -> Job:
-        key = self._keys.take()
+    def _make_job(self, key: int, job_id: str, text: bytes | None, new_tags: tuple[str, ...]) -> Job:
         tags, tags_text = self._tag_set(new_tags)
         job = self.jobs[job_id] = Job(key, job_id, text, tags)
         for tag in tags:
@@ -193,7 +189,7 @@ class Realm:
         leased: list[Place] = []
         if not self.jobs or count < 1:
             return leased
-        lease = self.next_lease()
+        lease = self.next_lease(now)
         for queue in self.served(max_queue):
             if len(leased) >= count:
                 break
@@ -204,7 +200,7 @@ class Realm:
                     passed_over.append(place)
                     continue
                 taken.add(place.job.job_id)
-                leased.append(self._replace(place, now + queue.lease_time, now, lease))
+                leased.append(self._replace(place, now + queue.lease_time, lease))
             for place in passed_over:
                 queue.ready.push(place)
         return leased
@@ -224,22 +220,21 @@ class Realm:
                 queue.ready.push(place)
         return list(found.values())
 
-    def next_lease(self) -> int:
-        """A number for a pull, never used twice."""
-        return self._keys.take()
+    def next_lease(self, now: float) -> Lease:
+        """The lease of a pull, with a number that was never used."""
+        return Lease(self._keys.take(), now)
 
-    def lease(self, job_id: str, queue_id: QueueId, lease: int, now: float) -> Place | None:
-        """Lease this job out of this queue under number `lease`; None where it is not ready there (any more)."""
+    def lease(self, job_id: str, queue_id: QueueId, lease: Lease) -> Place | None:
+        """Lease this job out of this queue as of `lease.at`; None where it is not ready there (any more)."""
         place = self._place(job_id, queue_id)
-        if place is None or place.at > now:
+        if place is None or place.at > lease.at:
             return None
-        place.queue.advance(now)
-        return self._replace(place, now + place.queue.lease_time, now, lease, held=True)
+        place.queue.advance(lease.at)
+        return self._replace(place, lease.at + place.queue.lease_time, lease, held=True)
 
     def _place(self, job_id: str, queue_id: QueueId) -> Place | None:
         job = self.jobs.get(job_id)
-        places = job.places if job is not None else ()
-        return next((place for place in places if place.queue.queue_id == queue_id), None)
+        return None if job is None else job.place_in(queue_id)
 
     def undo_pull(self, lease: int, pairs: Iterable[tuple[str, QueueId]]) -> int:
         """Give back what pull number `lease` leased and nobody received: ready again, ahead of its queue.
@@ -249,8 +244,8 @@ class Realm:
         undone = 0
         for job_id, queue_id in pairs:
             place = self._place(job_id, queue_id)
-            if place is not None and place.lease == lease:
-                self._replace(place, 0.0, 0.0, 0, held=True)
+            if place is not None and place.lease is not None and place.lease.number == lease:
+                self._replace(place, 0.0, None, held=True)
                 undone += 1
         return undone
 
@@ -261,18 +256,16 @@ class Realm:
         last = queue_order(max_queue)
         return (queue for queue in self._order if queue_order(queue.queue_id) <= last)
 
-    def _replace(self, old: Place, at: float, leased_at: float, lease: int, held: bool = False) -> Place:
+    def _replace(self, old: Place, at: float, lease: Lease | None, held: bool = False) -> Place:
         """A new place in the stead of `old`, which its heap still holds if `held`."""
-        _, key, queue, job, _, _ = old
-        new = make_place((at, key, queue, job, leased_at, lease))
-        if len(job.places) == 1:
-            job.places = (new,)
-        else:
-            job.places = tuple(new if place is old else place for place in job.places)
+        _, key, queue, job, _ = old
+        new = make_place((at, key, queue, job, lease))
+        job.replace(old, new)
         if held:
             queue.discard(old)
         queue.push(new)
-        self._changes.places[key] = (key, job.key, queue.key, at, leased_at, lease)
+        number, leased_at = lease or (0, 0.0)
+        self._changes.places[key] = (key, job.key, queue.key, at, leased_at, number)
         return new
 
     # -- removing and moving -----------------------------------------------------------------------------------
@@ -297,8 +290,8 @@ class Realm:
     def drop(self, job: Job, popped: Place | None = None) -> None:
         """Let go of the job; its place `popped` is out of its heap already."""
         changes = self._changes
-        places, job.places = job.places, ()  # also ends the cycle job -> place -> job
-        for place in places:
+        is_large = isinstance(job.data, Large)
+        for place in job.let_go():
             if place is not popped:
                 place.queue.discard(place)
             changes.places[place.key] = None
@@ -306,9 +299,8 @@ class Realm:
             self._uncarry(tag, job)
         del self.jobs[job.job_id]
         changes.jobs[job.key] = None
-        if isinstance(job.data, Large):
+        if is_large:
             changes.payloads[job.key] = None
-        job.data = None  # heaps may hold the dead place for a while
 
     def _uncarry(self, tag: str, job: Job) -> None:
         carriers = self.tags.get(tag)
@@ -340,7 +332,7 @@ class Realm:
 
     def leave(self, place: Place, popped: bool = False) -> None:
         """Take a job out of one of its queues; it stays in others."""
-        place.job.places = tuple(held for held in place.job.places if held is not place)
+        place.job.leave(place)
         if not popped:
             place.queue.discard(place)
         self._changes.places[place.key] = None

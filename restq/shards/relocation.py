@@ -120,12 +120,9 @@ class _Relocation:
             if queue.realm == row.key:
                 changes.queues[queue.key + shift] = queue._replace(key=queue.key + shift, realm=arriving.key)
         store = self._stores[shard]
-        for place, job in store.places_of(row.key):
-            place_row, job_row = shifted(place, job, shift, arriving.key)
-            changes.places[place_row[0]] = place_row
-            changes.jobs[job_row[0]] = job_row
-            if job_row[5] is not None:
-                changes.payloads[job_row[0]] = store.payload(job[0])
+        for stored in store.places_of(row.key):
+            payload = None if stored[10] is None else store.payload(stored[5])
+            changes.put(shifted(stored, shift, arriving.key), payload)
             if len(changes) >= CHUNK_ROWS:
                 await self._commit(target, changes)
                 changes = Changes()

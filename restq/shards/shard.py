@@ -173,6 +173,11 @@ class Shard:
         """Whether a turn would find something to do."""
         return bool(self._round or self._working)
 
+    @property
+    def has_mail(self) -> bool:
+        """Whether somebody waits for an answer that a turn would give."""
+        return bool(self._round)
+
     def turn(self, now: float) -> None:
         """Serve mail, a message a realm in rounds, and carry on one step of one task."""
         if self._working:
@@ -195,8 +200,6 @@ class Shard:
             elif outcome is not None:
                 self._answer(mail, outcome)
             self._enqueue(actor)
-            if actor.realm is None and not actor.mail and not actor.held:
-                self._actors.pop(actor.name, None)
         for actor in set_aside:
             self._enqueue(actor)
 
@@ -237,7 +240,10 @@ class Shard:
         return realm
 
     def _settle(self, actor: Actor, realm: Realm) -> None:
+        """After an operation: a realm may have come to be, or be gone; a name that nobody uses is forgotten."""
         actor.realm = realm if realm.exists else None
+        if actor.realm is None and not actor.mail and not actor.held:
+            self._actors.pop(actor.name, None)
 
     def _payload(self, key: int) -> bytes:
         """Large data of this turn, or of the store."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from restq.errors import RestqError
-from restq.shards.changes import Changes, JobRow, PlaceRow, QueueRow, RealmRow
+from restq.shards.changes import Changes, QueueRow, RealmRow, Stored
 
 
 class StoreFailed(RestqError, OSError):
@@ -45,7 +45,7 @@ class Loaded(NamedTuple):
     realms: list[RealmRow]
     queues: list[QueueRow]
     moved: dict[str, int]
-    places: Iterable[tuple[PlaceRow, JobRow]]  # in the order of their keys
+    places: Iterable[Stored]  # in the order of their keys
 
 
 class Store(Protocol):

@@ -27,7 +27,7 @@ IDLE_SECONDS = 60.0  # an idle connection is closed; also the time that headers 
 BODY_SECONDS = 30.0
 HEADER_BYTES_MAX = 32 << 10  # a job id of 8 KiB, percent-encoded, fits
 CONNECTIONS_MAX = 10_000
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 3.0
 
 log = logging.getLogger("restq.web")
 

@@ -1,0 +1,40 @@
+"""Jobs that wait to be added together, encoded as they came. No requests are made here."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+JOBS_MAX = 1000
+BYTES_MAX = 1024 * 1024
+
+
+class Buffer:
+    """Jobs of one realm in the order of their adding. Not safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._jobs: list[bytes] = []
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to send: so many jobs, or so many bytes, cost the server little as one."""
+        return len(self._jobs) >= JOBS_MAX or self._bytes >= BYTES_MAX
+
+    def append(self, job: dict[str, Any]) -> None:
+        """Keep the job as it is now: what is done to its data later changes nothing."""
+        encoded = json.dumps(job, allow_nan=False).encode()
+        self._jobs.append(encoded)
+        self._bytes += len(encoded)
+
+    def content(self) -> bytes:
+        """The body that adds all of them."""
+        return b'{"jobs": [' + b", ".join(self._jobs) + b"]}"
+
+    def clear(self) -> None:
+        """Forget all of them: they were sent."""
+        self._jobs.clear()
+        self._bytes = 0
