@@ -12,6 +12,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from restq.names import QueueId
+
+
+class Task(NamedTuple):
+    """What holds a realm for long: "clear_queue", "remove_tagged_jobs", "delete", "move" or "arrive"."""
+
+    kind: str
+    target: QueueId | None = None
+
 
 class RealmRow(NamedTuple):
     """A realm. Of two realms of one name, in two files, the one with the higher `epoch` counts."""
@@ -21,7 +30,7 @@ class RealmRow(NamedTuple):
     default_lease_time: float
     epoch: int
     pinned: int
-    task: str | None  # JSON of the long task that holds the realm, to be resumed after a restart
+    task: str | None  # JSON of the Task that holds the realm, to be resumed after a restart
 
 
 class QueueRow(NamedTuple):
@@ -33,11 +42,12 @@ class QueueRow(NamedTuple):
     lease_time: float
 
 
-# The rows that come in millions are plain tuples: SQLite binds those twice as fast as named ones.
+# The rows that come in millions are plain tuples of numbers and text, never None: SQLite binds those twice as fast.
 
-# A job: its key, its realm's key, job id, tags as a JSON array of strings, sorted, data as JSON text as it came. Where
-# the data is large, its digest and its size in bytes stand here instead (else None and 0), and the text in a payload.
-JobRow = tuple[int, int, str, str, bytes | None, bytes | None, int]
+# A job: its key, its realm's key, job id, tags as a JSON array of strings, sorted, data as JSON text as it came, or ""
+# if there is none. Where the data is large, its digest and its size in bytes stand here (else "" and 0), and the text
+# in a payload.
+JobRow = tuple[int, int, str, str, str, str, int]
 
 # A job's place in one queue: its key, the job's key, the queue's key, `at` as in `Place`, and instant and number of its
 # last lease, 0.0 and 0 if there was none.
@@ -45,7 +55,7 @@ PlaceRow = tuple[int, int, int, float, float, int]
 
 
 # A place together with its job, as a load reads them: the PlaceRow without the job's key, then the JobRow.
-Stored = tuple[int, int, float, float, int, int, int, str, str, bytes | None, bytes | None, int]
+Stored = tuple[int, int, float, float, int, int, int, str, str, str, str, int]
 
 
 def shifted(row: Stored, shift: int, realm_key: int) -> Stored:

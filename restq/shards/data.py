@@ -24,7 +24,7 @@ _pack = msgspec.msgpack.Encoder().encode
 class Large(NamedTuple):
     """Stands for data that lives in the file."""
 
-    digest: bytes
+    digest: str
     size: int
 
 
@@ -77,8 +77,8 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _digest(text: bytes) -> bytes:
-    return hashlib.blake2b(_canonical(text), digest_size=16).digest()
+def _digest(text: bytes) -> str:
+    return hashlib.blake2b(_canonical(text), digest_size=16).hexdigest()
 
 
 def _canonical(text: bytes) -> bytes:

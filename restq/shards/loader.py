@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored
+from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored, Task
 from restq.shards.data import Large
 from restq.shards.queue import Job, Lease, Place, Queue, make_place
-from restq.shards.realm import TAG_SETS_MAX, Realm, Task
+from restq.shards.realm import Realm
+from restq.shards.tags import SETS_MAX
 
 
 class Loader:
@@ -50,10 +51,11 @@ class Loader:
             if job is None:
                 # A million jobs share what is equal: the two keys of a job's first place, the instants of a batch.
                 job_key = key if key == job_key else job_key
-                job = Job(job_key, job_id, data if digest is None else Large(digest, size), self._tags_of(tags))
+                kept = Large(digest, size) if digest else data.encode() or None
+                job = Job(job_key, job_id, kept, self._tags_of(tags))
                 realm.jobs[job_id] = job
                 for tag in job.tags:
-                    realm.carry(tag, job)
+                    realm.tags.carry(tag, job)
             if at != last_at:
                 last_at = at
             if not number:
@@ -67,7 +69,7 @@ class Loader:
     def _tags_of(self, text: str) -> tuple[str, ...]:
         tags = self._tags.get(text)
         if tags is None:
-            if len(self._tags) >= TAG_SETS_MAX:
+            if len(self._tags) >= SETS_MAX:
                 self._tags.clear()
             tags = self._tags[text] = tuple(json.loads(text))
         return tags

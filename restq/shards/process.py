@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from restq.errors import StorageFull
+from restq.loop import run
 from restq.placement import Placement
 from restq.protocol import Frames, Reply, pack
 from restq.shards import moving
-from restq.shards.shard import Mail, Shard
+from restq.shards.actor import Mail
+from restq.shards.shard import Shard
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Store, StoreFailed, StoreRefused
 
@@ -258,7 +260,7 @@ def main() -> int:
         log.error("%s", refused)
         return EXIT_REFUSED
     try:
-        asyncio.run(serve(settings, store))
+        run(serve(settings, store))
     except StoreRefused as refused:
         log.error("%s", refused)
         return EXIT_REFUSED

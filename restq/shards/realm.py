@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from restq.errors import (
     DataDiffers,
@@ -31,20 +31,13 @@ from restq.errors import (
     TagNotFound,
 )
 from restq.names import QueueId, queue_order
-from restq.shards.changes import Changes, JobRow, Keys, QueueRow, RealmRow
+from restq.shards.changes import Changes, JobRow, Keys, QueueRow, RealmRow, Task
 from restq.shards.data import INLINE_BYTES_MAX, Large, large, same
 from restq.shards.invariants import check
 from restq.shards.queue import Job, Lease, Place, Queue, make_place
+from restq.shards.tags import TagIndex
 
 LEASE_SECONDS_MAX = 1e9
-TAG_SETS_MAX = 1024
-
-
-class Task(NamedTuple):
-    """What holds a realm for long: "clear_queue", "remove_tagged_jobs", "delete", "move" or "arrive"."""
-
-    kind: str
-    target: QueueId | None = None
 
 
 # A job to add, its names checked: job id, queue id, data as JSON text or None to say nothing about it, sorted tags.
@@ -59,9 +52,9 @@ class Realm:
     """
 
     __slots__ = (
-        "_changes", "_keys", "_order", "_tag_sets", "default_lease_time", "epoch",
-        "exists", "jobs", "key", "name", "pinned", "queues", "tags", "task",
-    )  # fmt: skip
+        *("default_lease_time", "epoch", "exists", "jobs", "key", "name", "pinned", "queues", "tags", "task"),
+        *("_changes", "_keys", "_order"),
+    )
 
     def __init__(self, key: int, name: str, default_lease_time: float, keys: Keys, changes: Changes) -> None:
         self.key = key
@@ -72,12 +65,11 @@ class Realm:
         self.exists = False
         self.task: Task | None = None
         self.jobs: dict[str, Job] = {}
-        self.tags: dict[str, set[Job]] = {}
+        self.tags = TagIndex()
         self.queues: dict[QueueId, Queue] = {}
         self._order: list[Queue] = []  # the queues, in the order in which they are served
         self._keys = keys
         self._changes = changes
-        self._tag_sets: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
 
     # -- adding ------------------------------------------------------------------------------------------------
 
@@ -125,16 +117,14 @@ class Realm:
             rows[key] = (key, job.key, queue.key, now, 0.0, 0)
 
     def _make_job(self, key: int, job_id: str, text: bytes | None, new_tags: tuple[str, ...]) -> Job:
-        tags, tags_text = self._tag_set(new_tags)
+        tags = self.tags.shared(new_tags)
         job = self.jobs[job_id] = Job(key, job_id, text, tags)
         for tag in tags:
-            self.carry(tag, job)
+            self.tags.carry(tag, job)
         if text is not None and len(text) > INLINE_BYTES_MAX:
             job.data = large(text)
             self._changes.payloads[key] = text
-            self._changes.jobs[key] = self.job_row(job)
-        else:
-            self._changes.jobs[key] = (key, self.key, job_id, tags_text, text, None, 0)
+        self._changes.jobs[key] = self.job_row(job)
         return job
 
     def _queue(self, queue_id: QueueId) -> Queue:
@@ -154,38 +144,20 @@ class Realm:
     def _tag(self, job: Job, tags: tuple[str, ...]) -> None:
         added = [tag for tag in tags if tag not in job.tags]
         if added:
-            job.tags = self._tag_set(tuple(sorted((*job.tags, *added))))[0]
+            job.tags = self.tags.shared(tuple(sorted((*job.tags, *added))))
             for tag in added:
-                self.carry(tag, job)
+                self.tags.carry(tag, job)
             self._changes.jobs[job.key] = self.job_row(job)
-
-    def carry(self, tag: str, job: Job) -> None:
-        """Index the job under the tag."""
-        carriers = self.tags.get(tag)
-        if carriers is None:
-            self.tags[tag] = {job}
-        else:
-            carriers.add(job)
-
-    def _tag_set(self, tags: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-        """One tuple for equal sets of tags, and its JSON: a batch of a million jobs needs one, not a million."""
-        found = self._tag_sets.get(tags)
-        if found is None:
-            if len(self._tag_sets) >= TAG_SETS_MAX:
-                self._tag_sets.clear()
-            found = self._tag_sets[tags] = (tags, json.dumps(tags, ensure_ascii=False))
-        return found
 
     # -- leasing -----------------------------------------------------------------------------------------------
 
-    def pull(self, count: int, max_queue: QueueId | None, now: float, taken: set[str] | None = None) -> list[Place]:
+    def pull(self, count: int, max_queue: QueueId | None, now: float) -> list[Place]:
         """Lease up to `count` jobs: lowest queue first, longest ready first within it.
 
-        A job is never returned twice by one pull, even where it is ready in two queues; nor is one whose id is
-        in `taken`, to which this pull adds its own. Queues above `max_queue` are left alone. An empty realm gives
-        no leases; that is no error.
+        A job is never returned twice by one pull, even where it is ready in two queues. Queues above `max_queue`
+        are left alone. An empty realm gives no leases; that is no error.
         """
-        taken = set() if taken is None else taken
+        taken: set[str] = set()
         leased: list[Place] = []
         if not self.jobs or count < 1:
             return leased
@@ -295,19 +267,11 @@ class Realm:
             if place is not popped:
                 place.queue.discard(place)
             changes.places[place.key] = None
-        for tag in job.tags:
-            self._uncarry(tag, job)
+        self.tags.drop(job)
         del self.jobs[job.job_id]
         changes.jobs[job.key] = None
         if is_large:
             changes.payloads[job.key] = None
-
-    def _uncarry(self, tag: str, job: Job) -> None:
-        carriers = self.tags.get(tag)
-        if carriers is not None:  # else: the tag's own removal is under way
-            carriers.discard(job)
-            if not carriers:
-                del self.tags[tag]
 
     def move_job(self, job_id: str, from_queue: QueueId, to_queue: QueueId, now: float) -> None:
         """Take the job out of one queue and put it at the end of another, which comes to be if need be.
@@ -425,10 +389,10 @@ class Realm:
 
     def job_row(self, job: Job) -> JobRow:
         """The row of one of its jobs."""
-        tags = self._tag_set(job.tags)[1]
-        if isinstance(job.data, Large):
-            return (job.key, self.key, job.job_id, tags, None, job.data.digest, job.data.size)
-        return (job.key, self.key, job.job_id, tags, job.data, None, 0)
+        data, tags = job.data, self.tags.text(job.tags)
+        if isinstance(data, Large):
+            return (job.key, self.key, job.job_id, tags, "", data.digest, data.size)
+        return (job.key, self.key, job.job_id, tags, data.decode() if data else "", "", 0)
 
     def check(self) -> None:
         """Assert that tag index, heaps and counts are what the jobs alone say. For tests: O(everything)."""

@@ -121,7 +121,7 @@ class _Relocation:
                 changes.queues[queue.key + shift] = queue._replace(key=queue.key + shift, realm=arriving.key)
         store = self._stores[shard]
         for stored in store.places_of(row.key):
-            payload = None if stored[10] is None else store.payload(stored[5])
+            payload = store.payload(stored[5]) if stored[10] else None
             changes.put(shifted(stored, shift, arriving.key), payload)
             if len(changes) >= CHUNK_ROWS:
                 await self._commit(target, changes)

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 from restq.errors import QueueNotFound, TagNotFound
 from restq.names import QueueId
+from restq.shards.changes import Task
 from restq.shards.queue import Job, Queue
-from restq.shards.realm import Realm, Task
+from restq.shards.realm import Realm
 
 KINDS = frozenset({"clear_queue", "remove_tagged_jobs", "delete"})
 

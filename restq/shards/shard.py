@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import msgspec
 
@@ -22,11 +22,12 @@ from restq import bodies
 from restq.errors import InternalError, RealmNotFound, RestqError, StorageFull
 from restq.placement import Placement, home
 from restq.protocol import MOVED, Reply
-from restq.shards.changes import Changes, Keys
+from restq.shards.actor import Actor, Held, Mail, no_mail
+from restq.shards.changes import Changes, Keys, Task
 from restq.shards.commands import NOTHING, REALM_OPERATIONS, SHARD_OPERATIONS, Call, Done, Realms, Work
 from restq.shards.loader import Loader
 from restq.shards.moving import ARRIVAL_OPERATIONS, Arrivals
-from restq.shards.realm import Realm, Task
+from restq.shards.realm import Realm
 from restq.shards.removal import KINDS, Removal
 from restq.shards.stats import Stats
 from restq.shards.store import Loaded, Mark
@@ -36,46 +37,6 @@ STEP_COUNT = 1_000  # removals in one step of a task: some milliseconds
 
 log = logging.getLogger("restq.shard")
 encode = msgspec.json.Encoder().encode
-
-
-class Sender(Protocol):
-    """Where a reply goes: one connection of a front end."""
-
-    def reply(self, reply: Reply) -> None:
-        """Send it with the next flush, if the front end is still there."""
-
-    def flush(self) -> None:
-        """Send what gathered."""
-
-
-class Mail(NamedTuple):
-    """A request as it arrived, from whom and when (monotonic seconds)."""
-
-    sender: Sender
-    arrived_at: float
-    request_id: int
-    operation: str
-    realm: str
-    params: list[Any]
-    body: bytes
-
-
-class Held(Exception):
-    """The realm is held by a task: come again later."""
-
-
-class Actor:
-    """A realm's mailbox, its realm if it exists, and the task that holds it if there is one."""
-
-    __slots__ = ("held", "mail", "name", "queued", "realm", "work")
-
-    def __init__(self, name: str, realm: Realm | None = None) -> None:
-        self.name = name
-        self.realm = realm
-        self.mail: deque[Mail] = deque()
-        self.queued = False  # it stands in the round of the mailboxes
-        self.held = False
-        self.work: tuple[Work, Mail | None] | None = None  # a removal under way, and who waits for it
 
 
 class Shard:
@@ -140,7 +101,7 @@ class Shard:
             self._begin(actor, Work(Removal(realm, task), lambda _: NOTHING), None)
         elif task is not None and task.kind == "move":
             actor.held = True
-            self.moves.append((_no_mail(realm.name), int(task.target or 0)))
+            self.moves.append((no_mail(realm.name), int(task.target or 0)))
 
     def mark(self, group: int, now: float) -> Mark:
         """What the next group leaves behind."""
@@ -408,15 +369,3 @@ _ADDING = frozenset({"add_job", "add_jobs", "bulk_add", "configure", "move_job",
 
 def _ok(mail: Mail, done: Done) -> Reply:
     return Reply(mail.request_id, 200, done.body, done.lease)
-
-
-class _Nobody:
-    def reply(self, reply: Reply) -> None:
-        """Nobody waits for it."""
-
-    def flush(self) -> None:
-        """Nothing gathered."""
-
-
-def _no_mail(realm: str) -> Mail:
-    return Mail(_Nobody(), 0.0, 0, "place_realm", realm, [], b"")

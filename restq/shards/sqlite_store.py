@@ -33,7 +33,7 @@ _MIGRATIONS: dict[int, str] = {
         epoch INTEGER NOT NULL, pinned INTEGER NOT NULL, task TEXT);
     CREATE TABLE queues (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, queue_id NOT NULL, lease_time REAL NOT NULL);
     CREATE TABLE jobs (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, job_id TEXT NOT NULL, tags TEXT NOT NULL,
-        data BLOB, digest BLOB, size INTEGER NOT NULL);
+        data TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL);
     CREATE TABLE places (key INTEGER PRIMARY KEY, job INTEGER NOT NULL, queue INTEGER NOT NULL, at REAL NOT NULL,
         leased_at REAL NOT NULL, lease INTEGER NOT NULL);
     CREATE TABLE payloads (key INTEGER PRIMARY KEY, data BLOB NOT NULL);

@@ -19,6 +19,7 @@ from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
+from restq.loop import run
 from restq.pipe import Pipe
 from restq.placement import Placement
 from restq.web.app import App
@@ -96,7 +97,7 @@ def main() -> int:
     logging.basicConfig(format="restq: %(message)s", level=logging.INFO)
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)  # the supervisor has it too, and ends us in order
-    asyncio.run(serve(json.loads(sys.stdin.buffer.readline())))
+    run(serve(json.loads(sys.stdin.buffer.readline())))
     return 0
 
 
