@@ -312,17 +312,16 @@ class Realm:
 
     def get_tagged_jobs(self, tag: str) -> list[Job]:
         """Every job that carries the tag, in the order in which they were added. Raises TagNotFound."""
-        carriers = self.tags.get(tag)
-        if carriers is None:
-            raise TagNotFound(f"no job of realm {self.name!r} is tagged {tag!r}", "tag")
-        return sorted(carriers, key=lambda job: job.key)
+        return sorted(self._carriers(tag), key=lambda job: job.key)
 
     def get_tag_status(self, tag: str) -> int:
         """How many jobs carry the tag: O(1). Raises TagNotFound."""
-        carriers = self.tags.get(tag)
-        if carriers is None:
+        return len(self._carriers(tag))
+
+    def _carriers(self, tag: str) -> set[Job]:
+        if tag not in self.tags:
             raise TagNotFound(f"no job of realm {self.name!r} is tagged {tag!r}", "tag")
-        return len(carriers)
+        return self.tags[tag]
 
     def status(self) -> dict[str, Any]:
         """The counts of the realm: its jobs, its tags, the jobs that stand in each queue, leased or not."""
