@@ -244,10 +244,7 @@ class Realm:
 
     def remove_job(self, job_id: str) -> None:
         """Take the job out of every queue and tag. Raises JobNotFound."""
-        job = self.jobs.get(job_id)
-        if job is None:
-            raise JobNotFound(f"realm {self.name!r} has no job {job_id!r}", "job_id")
-        self.drop(job)
+        self.drop(self.get_job(job_id))
 
     def remove_jobs(self, job_ids: Iterable[str]) -> int:
         """Remove those that are there; returns how many."""
