@@ -7,7 +7,7 @@ with ShardUnavailable, and the pipe connects again by itself as soon as somebody
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from restq.errors import Overloaded, ShardUnavailable
 from restq.protocol import Frames, Reply, Request, pack
@@ -96,8 +96,7 @@ class Pipe(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """From the loop: connected."""
-        assert isinstance(transport, asyncio.Transport), "a UNIX socket is a stream"
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._frames = Frames()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:

@@ -1,36 +1,28 @@
 """Starts, watches, restarts and stops the processes of a server. Serves nothing itself.
 
 Owns the data directory's lock and the listening sockets, so that a front end that is started again finds the
-connections that waited. Every process gets its settings as one line on standard input, and that pipe stays open as
-long as the supervisor lives: when it ends, in whatever way, so do they. A process that dies is started again, at once
-the first time and with a growing delay while it keeps dying.
+connections that waited. How a process is started, told to end and started again stands in `child`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
-import json
 import logging
 import os
 import signal
 import socket
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+from restq.child import Child
 from restq.config import Config
 from restq.errors import RestqError
-from restq.shards.process import EXIT_REFUSED
 from restq.shards.relocation import relocate, shard_path
 from restq.shards.store import StoreRefused
 
 LOCK_NAME = "server.lock"
 BACKLOG = 1024
-RESTART_SECONDS_MAX = 5.0
-HEALTHY_SECONDS = 10.0  # a process that ran so long starts again without delay
 STOP_SECONDS = 4.0  # for each of the two waves: front ends, then shards
 SOCKET_PATH_BYTES_MAX = 100  # of the about 108 that a UNIX socket's address holds
 
@@ -44,82 +36,13 @@ class ServerRefused(RestqError, OSError):
     builtin = OSError
 
 
-class Child:
-    """A process that is to run: started, watched and started again until it is stopped."""
-
-    def __init__(self, module: str, label: str, settings: dict[str, Any], inherited: tuple[int, ...] = ()) -> None:
-        self._module = module
-        self._label = label
-        self._settings = settings
-        self._inherited = inherited
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
-        self.ready = asyncio.Event()
-        self.refused = False
-
-    async def keep(self) -> None:
-        """Run it until `stop`, or until it says that starting again would not help."""
-        delay = 0.0
-        while True:
-            started_at = time.monotonic()
-            status = await self._run()
-            if self._stopping:
-                return
-            if status == EXIT_REFUSED:
-                self.refused = True
-                return
-            delay = 0.0 if time.monotonic() - started_at > HEALTHY_SECONDS else delay
-            log.warning("%s ended with status %d; it starts again%s", self._label, status, _in(delay))
-            await asyncio.sleep(delay)
-            delay = min(RESTART_SECONDS_MAX, delay * 2 or 0.1)
-
-    async def _run(self) -> int:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", self._module),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=self._inherited,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        assert process.stdin is not None, "standard input is a pipe"
-        assert process.stdout is not None, "standard output is a pipe"
-        self._process = process
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(json.dumps(self._settings).encode() + b"\n")
-            await process.stdin.drain()
-        if self._stopping:
-            process.stdin.close()
-        if await process.stdout.readline() == b"ready\n":
-            self.ready.set()
-        return await process.wait()
-
-    async def stop(self, seconds: float) -> None:
-        """Close its standard input, which asks it to end in order; kill it after so many seconds."""
-        self._stopping = True
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(seconds):
-                await process.wait()
-        except TimeoutError:
-            log.warning("%s did not end within %.0f s and is killed", self._label, seconds)
-            process.kill()
-            await process.wait()
-
-
-def _in(delay: float) -> str:
-    return f" in {delay:.1f} s" if delay else ""
-
-
 class Supervisor:
     """One server: its lock, its sockets and its processes."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._data_dir = Path(config.realms.realms_config_root).expanduser().absolute()
+        self.log_level = logging.ERROR if config.webapp.quiet else logging.INFO
         self._stop = asyncio.Event()
         self._shards: list[Child] = []
         self._frontends: list[Child] = []
@@ -154,6 +77,7 @@ class Supervisor:
                 "sockets": paths,
                 "elsewhere": pinned,
                 "default_lease_time": self._config.realms.default_lease_time,
+                "log_level": self.log_level,
             }
             self._shards.append(Child("restq.shards.process", f"shard {shard}", settings))
         for number, listening in enumerate(sockets):
@@ -163,23 +87,21 @@ class Supervisor:
                 "body_bytes_max": webapp.body_bytes_max,
                 "debug": webapp.debug,
                 "listen_fd": listening.fileno(),
+                "log_level": self.log_level,
             }
             self._frontends.append(Child("restq.web.process", f"front end {number}", settings, (listening.fileno(),)))
 
     async def _serve(self, sockets: list[socket.socket]) -> int:
+        children = [*self._shards, *self._frontends]
         stopped: asyncio.Task[Any] = asyncio.create_task(self._stop.wait())
-        kept: list[asyncio.Task[Any]] = [
-            asyncio.create_task(child.keep()) for child in (*self._shards, *self._frontends)
-        ]
-        ready: asyncio.Future[Any] = asyncio.gather(
-            *(child.ready.wait() for child in (*self._shards, *self._frontends))
-        )
+        ready: asyncio.Task[Any] = asyncio.create_task(_all_ready(children))
+        kept: list[asyncio.Task[Any]] = [asyncio.create_task(child.keep()) for child in children]
         try:
             await asyncio.wait([stopped, ready, *kept], return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 self._announce(sockets[0])
                 await asyncio.wait([stopped, *kept], return_when=asyncio.FIRST_COMPLETED)
-            refused = any(child.refused for child in (*self._shards, *self._frontends))
+            refused = any(child.refused for child in children)
         finally:
             ready.cancel()
             for listening in sockets:
@@ -205,6 +127,11 @@ class Supervisor:
             print(f"  restq status{option}", flush=True)
             print(f"  curl {uri}", flush=True)
             print("Ctrl-C ends it, in order.", flush=True)
+
+
+async def _all_ready(children: list[Child]) -> None:
+    for child in children:
+        await child.ready.wait()
 
 
 def listen(host: str, port: int, count: int) -> list[socket.socket]:
@@ -270,6 +197,6 @@ def lock_directory(data_dir: Path, listening: socket.socket) -> int:
 
 def serve(config: Config) -> int:
     """Run a server in the foreground until SIGTERM or SIGINT; returns the exit status. Raises ServerRefused."""
-    level = logging.ERROR if config.webapp.quiet else logging.INFO
-    logging.basicConfig(format="restq: %(message)s", level=level)
-    return asyncio.run(Supervisor(config).run())
+    supervisor = Supervisor(config)
+    logging.basicConfig(format="restq: %(message)s", level=supervisor.log_level)
+    return asyncio.run(supervisor.run())

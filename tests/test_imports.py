@@ -31,11 +31,12 @@ ARROWS: dict[str, str] = {
     "bodies": "errors names",
     "protocol": "errors",
     "placement": "",
+    "child": "",
     "loop": "",
     "pipe": "errors protocol",
     "web": "web.*",
-    "web.*": "restq bodies errors loop names pipe placement protocol web web.*",
-    "supervisor": "restq config errors placement shards.process shards.relocation shards.store web web.*",
+    "web.*": "restq bodies child errors loop names pipe placement protocol web web.*",
+    "supervisor": "child config errors shards.relocation shards.store",
     "client": "client.*",
     "client.*": "restq client.* config errors names",
     "cli": "cli.*",
@@ -65,7 +66,7 @@ ARROWS: dict[str, str] = {
         " shards.realm shards.removal shards.stats shards.store"
     ),
     "shards.process": (
-        "errors loop pipe placement protocol shards.actor shards.moving shards.shard shards.store shards.*_store"
+        "child errors loop pipe placement protocol shards.actor shards.moving shards.shard shards.store shards.*_store"
     ),
 }
 

@@ -1,9 +1,7 @@
 """The process of one shard: its sockets, its clock and its loop: read all, apply, commit, reply.
 
-Started by the supervisor, which writes the settings as one line of JSON to standard input and reads "ready" from
-standard output. When standard input ends, because the supervisor closed it or is gone, the shard ends once all that
-arrived is answered; signals that a terminal or an init system sends to all processes it leaves to the supervisor.
-A store that fails ends the process at once: only the file knows what is true, and the supervisor starts it again.
+Run by the supervisor as `child` says; told to end, it first answers all that arrived. A store that fails ends the
+process at once: only the file knows what is true, and the supervisor starts it again.
 """
 
 from __future__ import annotations
@@ -11,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from restq import child
 from restq.errors import StorageFull
 from restq.loop import run
 from restq.placement import Placement
@@ -33,9 +30,6 @@ from restq.shards.store import Store, StoreFailed, StoreRefused
 MAIL_BYTES_MAX = 64 << 20  # bodies that wait; beyond it no socket is read
 ROOM_BYTES_MIN = 16 << 20  # a disk that was full takes changes again from here on
 FULL_SECONDS = 1.0
-
-EXIT_FAILED = 1
-EXIT_REFUSED = 3  # starting again would not help
 
 log = logging.getLogger("restq.shard")
 
@@ -65,8 +59,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """From the loop: a front end is there."""
-        assert isinstance(transport, asyncio.Transport), "a UNIX socket is a stream"
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._process.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -219,17 +212,17 @@ class ShardProcess:
 
 
 async def serve(settings: dict[str, Any], store: Store) -> None:
-    """Listen, say "ready", serve until standard input ends."""
+    """Listen, say "ready", serve until told to end."""
     loop = asyncio.get_running_loop()
     # Nothing here makes cycles, and a collector that walks a million jobs would stop the shard for a second.
     gc.disable()
     process = ShardProcess(settings, store)
-    await loop.connect_read_pipe(lambda: _Lifeline(process), sys.stdin)
+    await child.on_end(process.stop)
     path = settings["sockets"][settings["index"]]
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # left by a process that was killed; the store's lock says that it is gone
     server = await loop.create_unix_server(lambda: Connection(process), path, backlog=128)
-    print("ready", flush=True)
+    child.say_ready()
     try:
         await process.run()
     finally:
@@ -238,35 +231,22 @@ async def serve(settings: dict[str, Any], store: Store) -> None:
             os.unlink(path)
 
 
-class _Lifeline(asyncio.Protocol):
-    """Standard input: it ends when the supervisor says so, or is gone."""
-
-    def __init__(self, process: ShardProcess) -> None:
-        self._process = process
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._process.stop()
-
-
 def main() -> int:
     """Run the shard that standard input describes; returns the exit status."""
-    logging.basicConfig(format="restq: %(message)s", level=logging.INFO)
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, signal.SIG_IGN)  # the supervisor has it too, and ends us in order
-    settings = json.loads(sys.stdin.buffer.readline())
+    settings = child.begin()
     try:
         store = SqliteStore(Path(settings["path"]))
     except StoreRefused as refused:
         log.error("%s", refused)
-        return EXIT_REFUSED
+        return child.EXIT_REFUSED
     try:
         run(serve(settings, store))
     except StoreRefused as refused:
         log.error("%s", refused)
-        return EXIT_REFUSED
+        return child.EXIT_REFUSED
     except StoreFailed as failed:
         log.error("shard %d ends, to start again from its file: %s", settings["index"], failed)
-        return EXIT_FAILED
+        return child.EXIT_FAILED
     store.close()
     return 0
 

@@ -1,15 +1,13 @@
 """The process of one front end: its listening socket, its pipes to all shards, its stop.
 
-Started by the supervisor, which writes the settings as one line of JSON to standard input and hands over a socket that
-listens already. Like a shard it ends, once what arrived is answered, when standard input does.
+Run by the supervisor as `child` says, which hands over a socket that listens already; told to end, it first answers
+all that arrived.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import signal
 import socket
 import sys
 from typing import Any
@@ -19,6 +17,7 @@ from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
+from restq import child
 from restq.loop import run
 from restq.pipe import Pipe
 from restq.placement import Placement
@@ -53,15 +52,17 @@ class Server(HTTPServer):
 
 
 async def serve(settings: dict[str, Any]) -> None:
-    """Connect to the shards, say "ready", serve until standard input ends."""
-    loop = asyncio.get_running_loop()
+    """Connect to the shards, say "ready", serve until told to end."""
     stopping = asyncio.Event()
-    await loop.connect_read_pipe(lambda: _Lifeline(stopping), sys.stdin)
+    await child.on_end(stopping.set)
     pipes = [Pipe(path, shard) for shard, path in enumerate(settings["sockets"])]
     for pipe in pipes:
         pipe.open()
-    for pipe in pipes:
-        await pipe.connected()
+    connecting = asyncio.create_task(_connect(pipes))
+    ending = asyncio.create_task(stopping.wait())
+    await asyncio.wait([connecting, ending], return_when=asyncio.FIRST_COMPLETED)
+    if stopping.is_set():
+        return
     httputil.set_parse_body_config(httputil.ParseBodyConfig(multipart=httputil.ParseMultipartConfig(enabled=False)))
     app = App(pipes, Placement(len(pipes), settings["elsewhere"]), settings["body_bytes_max"], settings["debug"])
     server = Server(
@@ -73,7 +74,7 @@ async def serve(settings: dict[str, Any]) -> None:
         max_buffer_size=settings["body_bytes_max"] + (1 << 20),
     )
     server.add_socket(socket.socket(fileno=settings["listen_fd"]))
-    print("ready", flush=True)
+    child.say_ready()
     await stopping.wait()
     server.stop()
     await app.drain(DRAIN_SECONDS)
@@ -82,22 +83,14 @@ async def serve(settings: dict[str, Any]) -> None:
         pipe.close()
 
 
-class _Lifeline(asyncio.Protocol):
-    """Standard input: it ends when the supervisor says so, or is gone."""
-
-    def __init__(self, stopping: asyncio.Event) -> None:
-        self._stopping = stopping
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stopping.set()
+async def _connect(pipes: list[Pipe]) -> None:
+    for pipe in pipes:
+        await pipe.connected()
 
 
 def main() -> int:
     """Run the front end that standard input describes; returns the exit status."""
-    logging.basicConfig(format="restq: %(message)s", level=logging.INFO)
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, signal.SIG_IGN)  # the supervisor has it too, and ends us in order
-    run(serve(json.loads(sys.stdin.buffer.readline())))
+    run(serve(child.begin()))
     return 0
 
 
