@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -45,9 +45,9 @@ class BulkAdd(msgspec.Struct):
 
 
 class BulkRemove(msgspec.Struct):
-    """Body of a bulk remove in one realm."""
+    """Body of a bulk remove in one realm. The realm client of 2013 sends pairs, with the realm's own name."""
 
-    jobs: list[str | int | float]
+    jobs: list[str | int | float | tuple[str, str | int | float]]
 
 
 class BulkRemovePairs(msgspec.Struct):
@@ -103,9 +103,17 @@ def bulk_jobs(body: BulkAdd) -> Sequence[BulkJob]:
     return body.jobs if isinstance(body.jobs, list) else list(body.jobs.values())
 
 
-def job_ids(jobs: Sequence[Any]) -> list[str]:
-    """The ids of a bulk remove, checked."""
-    return [names.job_id(job_id, f"jobs[{index}]") for index, job_id in enumerate(jobs)]
+def job_ids(jobs: Sequence[str | int | float | tuple[str, str | int | float]], realm: str) -> list[str]:
+    """The ids of a bulk remove in this realm, checked."""
+    checked = []
+    for index, job_id in enumerate(jobs):
+        field = f"jobs[{index}]"
+        if isinstance(job_id, tuple):
+            if job_id[0] != realm:
+                raise FieldInvalid(f"{field}: is in realm {ascii(job_id[0])[:60]}, not in {realm!r}", field)
+            job_id = job_id[1]
+        checked.append(names.job_id(job_id, field))
+    return checked
 
 
 def count(value: int | str | None) -> int:
@@ -136,6 +144,15 @@ def shard(body: bytes, shard_count: int) -> int:
 
 _AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
+_TYPES = re.compile(r"Expected `(.*)`, got `(.*)`")
+_WORDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+}
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 
 
@@ -149,8 +166,17 @@ def _wrong_field(problem: str) -> RestqError:
     if unknown := _UNKNOWN.fullmatch(problem):
         field = f"{where}.{unknown[1]}".lstrip(".")
         return FieldInvalid(f"{field}: there is no such field here", field)
-    problem = problem[:1].lower() + problem[1:].replace("`", "")
+    if types := _TYPES.fullmatch(problem):
+        problem = f"must be {_in_words(types[1])}, not {_in_words(types[2])}"
     return FieldTypeWrong(f"{where or 'the body'}: {problem}", where or None)
+
+
+def _in_words(types: str) -> str:
+    """What JSON calls these types: `int | float | null` is "a number or null"."""
+    kinds = types.split(" | ")
+    if "float" in kinds and "int" in kinds:
+        kinds.remove("int")
+    return " or ".join(_WORDS.get(name, name) for name in kinds)
 
 
 def _why_malformed(body: bytes) -> str:

@@ -89,7 +89,7 @@ def _remove_job(realm: Realm, call: Call) -> Done:
 
 
 def _remove_jobs(realm: Realm, call: Call) -> Done:
-    realm.remove_jobs(bodies.job_ids(_read_bulk_remove(call.body).jobs))
+    realm.remove_jobs(bodies.job_ids(_read_bulk_remove(call.body).jobs, realm.name))
     return Done(NOTHING)
 
 

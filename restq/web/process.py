@@ -90,7 +90,10 @@ async def _connect(pipes: list[Pipe]) -> None:
 
 def main() -> int:
     """Run the front end that standard input describes; returns the exit status."""
-    run(serve(child.begin()))
+    settings = child.begin()
+    if not settings["debug"]:
+        logging.getLogger("tornado").setLevel(logging.WARNING)  # a client that speaks bad HTTP is no news
+    run(serve(settings))
     return 0
 
 
