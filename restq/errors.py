@@ -215,6 +215,12 @@ class ShardUnavailable(RestqError, ConnectionError):
     builtin = ConnectionError
 
 
+class ShardStarting(ShardUnavailable):
+    """The realm's shard is starting again. Nothing was done; try again after `Retry-After`."""
+
+    code = "shard_starting"
+
+
 class StorageFull(RestqError, OSError):
     """The disk has no room: nothing was done."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from restq.errors import Overloaded, ShardUnavailable
+from restq.errors import Overloaded, ShardStarting, ShardUnavailable
 from restq.protocol import Frames, Reply, Request, pack
 
 PIPE_BYTES_MAX = 128 << 20  # of request bodies under way; beyond it callers are told to come again
@@ -54,10 +54,10 @@ class Pipe(asyncio.Protocol):
     def call(self, operation: str, realm: str, params: list[Any], body: bytes) -> asyncio.Future[Reply]:
         """Send a request. The future gives its reply, or raises ShardUnavailable if the shard goes away meanwhile.
 
-        Raises ShardUnavailable or Overloaded at once where the request can't be sent: then nothing was done.
+        Raises ShardStarting or Overloaded at once where the request can't be sent: then nothing was done.
         """
         if self._transport is None:
-            raise ShardUnavailable(f"shard {self.shard} is starting again; nothing was done, try again")
+            raise ShardStarting(f"shard {self.shard} is starting again; nothing was done, try again")
         if len(self._under_way) >= PIPE_REQUESTS_MAX or self._bytes_under_way + len(body) > PIPE_BYTES_MAX:
             raise Overloaded(f"shard {self.shard} has more requests waiting than fit; nothing was done, try again")
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ import requests
 from conftest import Server, StartServer
 
 from restq import Realm, Realms, errors
+from restq.client import connection
 from restq.client.buffer import BYTES_MAX, JOBS_MAX
 from restq.config import ConfigError, load
 
@@ -344,11 +345,11 @@ def test_bulk_add_without_buffer_sends_what_was_buffered_first() -> None:
 
 
 def test_bulk_flush_that_fails_keeps_the_jobs_and_sends_those_of_other_realms() -> None:
-    recorder = Recorder({"code": "overloaded", "message": "busy"}, status=503)
+    recorder = Recorder({"code": "shard_unavailable", "message": "gone"}, status=503)
     realms = Realms("http://x", recorder)
     realms.a.bulk_add([{"job_id": "a", "queue_id": 0}], buffer=True)
     realms.b.bulk_add([{"job_id": "b", "queue_id": 0}], buffer=True)
-    with pytest.raises(errors.Overloaded):
+    with pytest.raises(errors.ShardUnavailable):
         realms.close()
     assert len(recorder.calls) == 2
     recorder.status_code = 200
@@ -357,6 +358,21 @@ def test_bulk_flush_that_fails_keeps_the_jobs_and_sends_those_of_other_realms() 
 
 
 # Servers that fail.
+@pytest.mark.parametrize("code", ["overloaded", "shard_starting"])
+def test_request_that_the_server_did_not_do_is_repeated(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder({"code": code, "message": "later"}, status=503)
+    monkeypatch.setattr(connection.time, "sleep", lambda _: setattr(recorder, "status_code", 200))
+    Realm("test", "http://x", recorder).add("a", 0)
+    assert len(recorder.calls) == 2
+
+
+def test_request_of_which_nothing_is_known_is_not_repeated() -> None:
+    recorder = Recorder({"code": "shard_unavailable", "message": "gone"}, status=503)
+    with pytest.raises(errors.ShardUnavailable):
+        Realm("test", "http://x", recorder).pull()
+    assert len(recorder.calls) == 1
+
+
 def test_request_to_nobody_says_who_was_asked(free_port: int) -> None:
     with Realms(f"http://127.0.0.1:{free_port}") as realms, pytest.raises(errors.ServerUnreachable) as caught:
         len(realms)

@@ -1,22 +1,29 @@
 """One request to the server and its reply: addresses, time limit, and every way in which it can fail.
 
-What the requests mean stands in `realm.py` and `realms.py`. Nothing here repeats a request.
+What the requests mean stands in `realm.py` and `realms.py`. A request is repeated only where the server said that it
+did nothing: because it held too much at that moment, or because the realm's shard was starting again.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from restq.config import Config, load_default
-from restq.errors import RestqError, ServerUnreachable, from_reply
+from restq.errors import Overloaded, RestqError, ServerUnreachable, ShardStarting, from_reply
 
 if TYPE_CHECKING:
     from restq.client.session import Session
+
+RETRY_SECONDS_MIN = 0.1
+RETRY_SECONDS_MAX = 2.0
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 # The request never left: nobody listens there, or there is no such place.
@@ -80,7 +87,7 @@ class Connection:
             return self._owned
 
     def request(self, verb: str, path: str, body: Any = None) -> Any:
-        """Send one request, once, and return what its reply holds.
+        """Send one request and return what its reply holds.
 
         `path` is encoded and has no leading slash. Raises what the server raised; ServerUnreachable where
         no reply came; RestqError where the reply is not restq's; ValueError or TypeError for a body that
@@ -90,7 +97,19 @@ class Connection:
         return self.send(verb, path, content)
 
     def send(self, verb: str, path: str, content: bytes | None = None) -> Any:
-        """`request` with a body that is already encoded."""
+        """`request` with a body that is already encoded; where nothing was done, again until the time limit."""
+        deadline = time.monotonic() + self.config.client.timeout_seconds
+        for attempt in itertools.count():
+            try:
+                return self._send_once(verb, path, content)
+            except (Overloaded, ShardStarting):
+                # Full jitter: workers that were refused together do not come back together.
+                pause = random.uniform(0, min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2**attempt))
+                if time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+
+    def _send_once(self, verb: str, path: str, content: bytes | None) -> Any:
         options: dict[str, Any] = {"headers": dict(HEADERS), "timeout": self.config.client.timeout_seconds}
         if content is not None:
             options["data"] = content

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from restq import bodies, names
-from restq.errors import FieldInvalid, RestqError, ShardUnavailable, from_reply
+from restq.errors import FieldInvalid, RestqError, ShardStarting, ShardUnavailable, from_reply
 from restq.names import QueueId
 from restq.pipe import Pipe
 from restq.placement import Placement
@@ -95,7 +95,10 @@ class Everywhere:
 
     async def _ask(self, calls: dict[int, tuple[str, list[Any], bytes]]) -> dict[int, Reply]:
         """Ask shards side by side. Raises the first refusal, or _RealmMoved."""
-        futures = [self._pipes[shard].call(name, "", params, body) for shard, (name, params, body) in calls.items()]
+        for shard in calls:
+            if not self._pipes[shard].is_connected:
+                raise ShardStarting(f"shard {shard} is starting again; nothing was done, try again")
+        futures = [self._call(shard, *call) for shard, call in calls.items()]
         replies = await asyncio.gather(*futures, return_exceptions=True)
         answered: dict[int, Reply] = {}
         for shard, reply in zip(calls, replies, strict=True):
@@ -108,6 +111,15 @@ class Everywhere:
                 raise from_reply(reply.status, json.loads(reply.body))
             answered[shard] = reply
         return answered
+
+    def _call(self, shard: int, operation: str, params: list[Any], body: bytes) -> asyncio.Future[Reply]:
+        """Ask a shard. What can't be sent fails like what was sent: others may have been asked already."""
+        try:
+            return self._pipes[shard].call(operation, "", params, body)
+        except RestqError as error:
+            failed: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+            failed.set_exception(ShardUnavailable(f"{error.message}: of other shards that is not known"))
+            return failed
 
     async def _ask_all(self, operation: str) -> list[Any]:
         """Ask every shard the same; its answers, decoded."""
@@ -133,6 +145,8 @@ class Everywhere:
                 await self._ask(adds)
             except _RealmMoved:
                 continue  # what was added already is added again, which changes nothing
+            except ShardStarting:
+                raise
             except ShardUnavailable as lost:
                 raise ShardUnavailable(f"{lost}; adding the same jobs again does no harm") from None
             return NOTHING
@@ -207,7 +221,7 @@ class Everywhere:
         if realms is None:
             shards = [shard for shard, pipe in enumerate(self._pipes) if pipe.is_connected]
             if not shards:
-                raise ShardUnavailable("the shards are starting; nothing was done, try again")
+                raise ShardStarting("the shards are starting; nothing was done, try again")
             asked: dict[int, list[str] | None] = dict.fromkeys(shards)
         else:
             asked = dict(self._split(realms, realms))
