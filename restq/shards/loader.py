@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored, Task
 from restq.shards.data import Large
-from restq.shards.queue import Job, Lease, Place, Queue, make_place
+from restq.shards.queue import NEVER, Job, Lease, Place, Queue, make_place
 from restq.shards.realm import Realm
 from restq.shards.tags import SETS_MAX
 
@@ -41,30 +41,41 @@ class Loader:
         self._places[row.key] = []
 
     def add_places(self, rows: Iterable[Stored]) -> None:
-        """Places, each with its job; a job comes with each of its places."""
-        realms, queues, places = self._realms, self._queues, self._places
-        lease: Lease | None = None
+        """Places, each with its job; a job comes with each of its places.
+
+        A start is this loop, a million times over. Rows of a batch stand together, so what one has in common with
+        the one before is looked up once, and shared: its queue, its tags, the instants and the lease of its batch.
+        """
+        last_queue_key = last_realm_key = -1
+        last_tags_text: str | None = None
         last_at = 0.0
-        for key, queue_key, at, leased_at, number, job_key, realm_key, job_id, tags, data, digest, size in rows:
-            realm = realms[realm_key]
-            job = realm.jobs.get(job_id)
+        lease = NEVER
+        for key, queue_key, at, leased_at, number, job_key, realm_key, job_id, tags_text, data, digest, size in rows:
+            if realm_key != last_realm_key:
+                last_realm_key, last_tags_text = realm_key, None
+                realm = self._realms[realm_key]
+                jobs = realm.jobs
+            if queue_key != last_queue_key:
+                last_queue_key = queue_key
+                queue = self._queues[queue_key]
+                hold = self._places[queue_key].append
+            job = jobs.get(job_id)
             if job is None:
-                # A million jobs share what is equal: the two keys of a job's first place, the instants of a batch.
-                job_key = key if key == job_key else job_key
+                if tags_text != last_tags_text:
+                    last_tags_text, tags = tags_text, self._tags_of(tags_text)
                 kept = Large(digest, size) if digest else data.encode() or None
-                job = Job(job_key, job_id, kept, self._tags_of(tags))
-                realm.jobs[job_id] = job
-                for tag in job.tags:
+                job = jobs[job_id] = Job(key if key == job_key else job_key, job_id, kept, tags)
+                for tag in tags:
                     realm.tags.carry(tag, job)
             if at != last_at:
                 last_at = at
             if not number:
-                lease = None
-            elif lease is None or lease.number != number:
+                lease = NEVER
+            elif lease.number != number:
                 lease = Lease(number, leased_at)
-            place = make_place((last_at, key, queues[queue_key], job, lease))
+            place = make_place((last_at, key, queue, job, lease))
             job.add(place)
-            places[queue_key].append(place)
+            hold(place)
 
     def _tags_of(self, text: str) -> tuple[str, ...]:
         tags = self._tags.get(text)
