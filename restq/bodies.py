@@ -120,10 +120,9 @@ def count(value: int | str | None) -> int:
     """The number of jobs to pull: 1 unless given; 0 to COUNT_MAX."""
     if value is None:
         return 1
-    try:
-        number = int(value)
-    except ValueError:
-        raise FieldInvalid(f"count: {ascii(value)[:60]} is not a whole number", "count") from None
+    if isinstance(value, str) and not _WHOLE.fullmatch(value):
+        raise FieldInvalid(f"count: {ascii(value)[:60]} is not a whole number", "count")
+    number = int(value)
     if not 0 <= number <= COUNT_MAX:
         raise FieldInvalid(f"count: must lie between 0 and {COUNT_MAX}, not {number}", "count")
     return number
@@ -142,6 +141,7 @@ def shard(body: bytes, shard_count: int) -> int:
     return number
 
 
+_WHOLE = re.compile(r"-?[0-9]{1,20}")
 _AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _TYPES = re.compile(r"Expected `(.*)`, got `(.*)`")

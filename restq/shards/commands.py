@@ -99,7 +99,9 @@ def _get_job(realm: Realm, call: Call) -> Done:
 
 def _shown(job: Job, call: Call) -> dict[str, Any]:
     places = sorted(job.places, key=lambda place: names.queue_order(place.queue.queue_id))
-    queues = [(place.queue.queue_id, max(0.0, call.now - place.lease.at) if place.lease else 0) for place in places]
+    queues = [
+        (place.queue.queue_id, max(0.0, call.now - place.lease.at) if place.lease.number else 0) for place in places
+    ]
     return {"tags": job.tags, "data": call.data(job), "queues": queues}
 
 
@@ -118,7 +120,7 @@ def _pull(realm: Realm, call: Call) -> Done:
 
 
 def _lease(places: list[Place]) -> int:
-    return places[0].lease.number if places and places[0].lease else 0
+    return places[0].lease.number if places else 0
 
 
 def _undo_pull(realm: Realm, call: Call) -> Done:
@@ -261,10 +263,12 @@ def _bulk_by_realm(realms: Realms, call: Call) -> dict[str, list[Any]]:
     jobs = read_bulk_add(call.body).jobs
     assert isinstance(jobs, list), "the front end sends lists"
     by_realm: dict[str, list[Any]] = {}
-    for job, new in zip(jobs, new_jobs(jobs, call.params[0]), strict=True):
+    indexes: dict[str, list[int]] = {}
+    for index, job, new in zip(call.params[0], jobs, new_jobs(jobs, call.params[0]), strict=True):
         by_realm.setdefault(job.realm_id or "", []).append(new)
+        indexes.setdefault(job.realm_id or "", []).append(index)
     for name, realm_jobs in by_realm.items():
-        realms.get(name).check_add(realm_jobs)
+        realms.get(name).check_add(realm_jobs, indexes[name])
     return by_realm
 
 

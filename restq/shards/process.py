@@ -155,7 +155,8 @@ class ShardProcess:
         self._send(outbox)
         ended_at = time.monotonic()
         for mail, _ in outbox:
-            shard.stats.count_call(mail.operation, ended_at - mail.arrived_at)
+            if mail.arrived_at:  # else the shard asked itself
+                shard.stats.count_call(mail.operation, ended_at - mail.arrived_at)
         shard.stats.count_turn(started_at, ended_at)
         self._start_moves()
         self._pause()

@@ -80,6 +80,9 @@ class Lease(NamedTuple):
     at: float
 
 
+NEVER = Lease(0, 0.0)  # not None: heaps compare places, in the end by their leases
+
+
 class Place(NamedTuple):
     """A job in a queue. Its first two fields order it there; a new lease makes a new Place of the same key."""
 
@@ -87,16 +90,16 @@ class Place(NamedTuple):
     key: int
     queue: Queue
     job: Job
-    lease: Lease | None  # the last one; None: never leased
+    lease: Lease  # the last one, or NEVER
 
     def row(self) -> PlaceRow:
         """The place as the store keeps it."""
-        number, leased_at = self.lease or (0, 0.0)
+        number, leased_at = self.lease
         return (self.key, self.job.key, self.queue.key, self.at, leased_at, number)
 
 
 # Naming the fields of a tuple costs more than the rest of a lease: where millions are made, they go in by order.
-make_place: Callable[[tuple[float, int, Queue, Job, Lease | None]], Place] = partial(tuple.__new__, Place)
+make_place: Callable[[tuple[float, int, Queue, Job, Lease]], Place] = partial(tuple.__new__, Place)
 
 
 def _is_live(place: Place) -> bool:

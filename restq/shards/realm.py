@@ -34,7 +34,7 @@ from restq.names import QueueId, queue_order
 from restq.shards.changes import Changes, JobRow, Keys, QueueRow, RealmRow, Task
 from restq.shards.data import INLINE_BYTES_MAX, Large, large, same
 from restq.shards.invariants import check
-from restq.shards.queue import Job, Lease, Place, Queue, make_place
+from restq.shards.queue import NEVER, Job, Lease, Place, Queue, make_place
 from restq.shards.tags import TagIndex
 
 LEASE_SECONDS_MAX = 1e9
@@ -73,11 +73,11 @@ class Realm:
 
     # -- adding ------------------------------------------------------------------------------------------------
 
-    def check_add(self, new_jobs: Sequence[NewJob]) -> None:
-        """Raise DataDiffers if a job exists, in the realm or further up in the list, with other data."""
+    def check_add(self, new_jobs: Sequence[NewJob], indexes: Sequence[int] | None = None) -> None:
+        """Raise DataDiffers if a job exists, in the realm or further up, with other data; `indexes` say which it is."""
         jobs = self.jobs
         fresh: dict[str, bytes | None] = {}
-        for index, (job_id, _, data, _) in enumerate(new_jobs):
+        for index, (job_id, _, data, _) in zip(indexes or range(len(new_jobs)), new_jobs, strict=True):
             known: bytes | Large | None
             if job_id in jobs:
                 known = jobs[job_id].data
@@ -87,7 +87,7 @@ class Realm:
                 fresh[job_id] = data
                 continue
             if data is not None and not same(known, data):
-                where = f"jobs[{index}]: " if len(new_jobs) > 1 else ""
+                where = f"jobs[{index}]: " if indexes or len(new_jobs) > 1 else ""
                 raise DataDiffers(f"{where}job {job_id!r} already exists with other data", "data")
 
     def add(self, new_jobs: Sequence[NewJob], now: float) -> None:
@@ -96,7 +96,8 @@ class Realm:
         A job that exists gets the queue and the tags added; its leases stay as they are. Queues come to be.
         """
         self.check_add(new_jobs)
-        self._write()
+        if new_jobs:
+            self._write()
         jobs, rows, keys = self.jobs, self._changes.places, self._keys
         queue: Queue | None = None
         for job_id, queue_id, data, tags in new_jobs:
@@ -111,7 +112,7 @@ class Realm:
                 self._tag(job, tags)
                 if job.place_in(queue_id) is not None:
                     continue
-            place = make_place((now, key, queue, job, None))
+            place = make_place((now, key, queue, job, NEVER))
             job.add(place)
             queue.ready.push(place)
             rows[key] = (key, job.key, queue.key, now, 0.0, 0)
@@ -216,8 +217,8 @@ class Realm:
         undone = 0
         for job_id, queue_id in pairs:
             place = self._place(job_id, queue_id)
-            if place is not None and place.lease is not None and place.lease.number == lease:
-                self._replace(place, 0.0, None, held=True)
+            if place is not None and place.lease.number == lease:
+                self._replace(place, 0.0, NEVER, held=True)
                 undone += 1
         return undone
 
@@ -228,7 +229,7 @@ class Realm:
         last = queue_order(max_queue)
         return (queue for queue in self._order if queue_order(queue.queue_id) <= last)
 
-    def _replace(self, old: Place, at: float, lease: Lease | None, held: bool = False) -> Place:
+    def _replace(self, old: Place, at: float, lease: Lease, held: bool = False) -> Place:
         """A new place in the stead of `old`, which its heap still holds if `held`."""
         _, key, queue, job, _ = old
         new = make_place((at, key, queue, job, lease))
@@ -236,7 +237,7 @@ class Realm:
         if held:
             queue.discard(old)
         queue.push(new)
-        number, leased_at = lease or (0, 0.0)
+        number, leased_at = lease
         self._changes.places[key] = (key, job.key, queue.key, at, leased_at, number)
         return new
 
@@ -246,15 +247,12 @@ class Realm:
         """Take the job out of every queue and tag. Raises JobNotFound."""
         self.drop(self.get_job(job_id))
 
-    def remove_jobs(self, job_ids: Iterable[str]) -> int:
-        """Remove those that are there; returns how many."""
-        removed = 0
+    def remove_jobs(self, job_ids: Iterable[str]) -> None:
+        """Remove those that are there."""
         for job_id in job_ids:
             job = self.jobs.get(job_id)
             if job is not None:
                 self.drop(job)
-                removed += 1
-        return removed
 
     def drop(self, job: Job, popped: Place | None = None) -> None:
         """Let go of the job; its place `popped` is out of its heap already."""
@@ -284,7 +282,7 @@ class Realm:
         old = self._place(job_id, from_queue)
         if old is None:
             raise JobNotInQueue(f"job {job_id!r} is not in queue {from_queue!r}", "from_queue")
-        if old.lease and old.at > now:
+        if old.lease.number and old.at > now:
             raise JobLeased(f"job {job_id!r} is leased out of queue {from_queue!r}", "from_queue")
         if from_queue == to_queue:
             return

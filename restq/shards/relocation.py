@@ -62,7 +62,7 @@ class _Relocation:
         pinned: dict[str, int] = {}
         for found in counting.values():
             row, shard = found
-            if row.pinned and row.task is None and shard < self._count:
+            if row.pinned and not _is_moving(row) and shard < self._count:
                 pinned[row.name] = shard
                 continue
             if row.pinned and shard >= self._count:
@@ -97,7 +97,7 @@ class _Relocation:
     async def _tidy(self, found: Found) -> None:
         """A realm at home has no pin, and no move under way any more."""
         row = found.row
-        moving = row.task is not None and row.task.startswith('["move"')
+        moving = _is_moving(row)
         if row.pinned or moving:
             changes = Changes()
             changes.realms[row.key] = row._replace(pinned=0, task=None if moving else row.task)
@@ -126,8 +126,8 @@ class _Relocation:
             if len(changes) >= CHUNK_ROWS:
                 await self._commit(target, changes)
                 changes = Changes()
-        moving = row.task is not None and row.task.startswith('["move"')
-        changes.realms[arriving.key] = arriving._replace(epoch=row.epoch + 1, task=None if moving else row.task)
+        task = None if _is_moving(row) else row.task
+        changes.realms[arriving.key] = arriving._replace(epoch=row.epoch + 1, task=task)
         await self._commit(target, changes)
 
     async def _remove(self, row: RealmRow, shard: int) -> None:
@@ -144,3 +144,8 @@ class _Relocation:
         mark = self._marks[shard]
         self._marks[shard] = mark = mark._replace(group=mark.group + 1)
         await self._stores[shard].commit(changes, mark)
+
+
+def _is_moving(row: RealmRow) -> bool:
+    """Whether the realm was on its way to another shard, where it may be by now."""
+    return row.task is not None and row.task.startswith('["move"')

@@ -28,9 +28,9 @@ from restq.shards.commands import NOTHING, REALM_OPERATIONS, SHARD_OPERATIONS, C
 from restq.shards.loader import Loader
 from restq.shards.moving import ARRIVAL_OPERATIONS, Arrivals
 from restq.shards.realm import Realm
-from restq.shards.removal import KINDS, Removal
+from restq.shards.removal import KINDS, Removal, dissolve
 from restq.shards.stats import Stats
-from restq.shards.store import Loaded, Mark
+from restq.shards.store import Loaded, Mark, StoreFailed
 
 GROUP_ROWS_MAX = 8_000  # a group that changed so many rows is committed before more mail is read
 STEP_COUNT = 1_000  # removals in one step of a task: some milliseconds
@@ -53,13 +53,15 @@ class Shard:
         self.stats = Stats()
         self.mail_bytes = 0  # of the bodies that wait
         self.moves: list[tuple[Mail, int]] = []  # moves to other shards that the process is to carry out
+        self._movers: dict[str, Mail] = {}  # who waits for a move, by realm
         self.full = False  # the disk is: changes are refused until a probe finds room
         self._default_lease_time = default_lease_time
         self._stored_payload = payload
         self._arrivals = Arrivals(self.keys, self.changes, self.find, self.discard, self.arrive)
         self._actors: dict[str, Actor] = {}
         self._round: deque[Actor] = deque()
-        self._everyone = Actor("")  # mailbox for what concerns all realms
+        self._everyone = Actor("")  # mailbox for what concerns several realms: it waits while one of them is held
+        self._anyone = Actor("")  # mailbox for what waits for no realm: figures, and realms that move in
         self._working: deque[Actor] = deque()  # removals under way
 
     # -- start -------------------------------------------------------------------------------------------------
@@ -70,9 +72,15 @@ class Shard:
         self.keys.next_key = max(self.keys.next_key, loaded.mark.next_key)
         self.changes.take()
         self._arrivals.forget()
+        for actor in (*self._actors.values(), *self._working):
+            if actor.realm is not None:
+                dissolve(actor.realm)
         self._actors = {}
         self._round.clear()
+        self._everyone.queued = self._anyone.queued = False
         self._working.clear()
+        self.moves = []
+        self._movers = {}
         for name, shard in loaded.moved.items():
             self.placement.learn(name, shard)
         loader = Loader(self.keys, self.changes)
@@ -85,8 +93,8 @@ class Shard:
             self._take_in(realm)
         for mail in waiting:
             self._deliver(self._actor(mail.realm), mail)
-        if self._everyone.mail:
-            self._enqueue(self._everyone)
+        self._enqueue(self._everyone)
+        self._enqueue(self._anyone)
 
     def _take_in(self, realm: Realm) -> None:
         """Serve a realm that was loaded, or carry on what it was in the midst of."""
@@ -112,7 +120,12 @@ class Shard:
     def receive(self, mail: Mail) -> None:
         """Take a message; a turn will serve it."""
         self.mail_bytes += len(mail.body)
-        self._deliver(self._actor(mail.realm) if mail.realm else self._everyone, mail)
+        if mail.realm:
+            self._deliver(self._actor(mail.realm), mail)
+        else:
+            # Two shards whose realms cross must not wait for each other behind a call that waits for both.
+            waits = mail.operation in SHARD_OPERATIONS
+            self._deliver(self._everyone if waits else self._anyone, mail)
 
     def _deliver(self, actor: Actor, mail: Mail) -> None:
         actor.mail.append(mail)
@@ -143,7 +156,6 @@ class Shard:
         """Serve mail, a message a realm in rounds, and carry on one step of one task."""
         if self._working:
             self._step()
-        set_aside: list[Actor] = []
         while self._round and len(self.changes) < GROUP_ROWS_MAX:
             actor = self._round.popleft()
             actor.queued = False
@@ -151,8 +163,7 @@ class Shard:
             try:
                 outcome = self._serve(actor, mail, now)
             except Held:
-                actor.mail.appendleft(mail)
-                set_aside.append(actor)
+                actor.mail.appendleft(mail)  # until `release`
                 continue
             self.mail_bytes -= len(mail.body)
             if isinstance(outcome, Work):
@@ -161,15 +172,15 @@ class Shard:
             elif outcome is not None:
                 self._answer(mail, outcome)
             self._enqueue(actor)
-        for actor in set_aside:
-            self._enqueue(actor)
+            self._forget(actor)
 
     def _serve(self, actor: Actor, mail: Mail, now: float) -> Reply | Work | None:
         """Reply to one message; None where somebody will reply later. Raises Held."""
-        rows_before = len(self.changes)
         call = Call(mail.params, mail.body, now, self._payload)
         try:
-            if actor is self._everyone:
+            if mail.operation not in _OPERATIONS:
+                raise InternalError(f"there is no operation {mail.operation!r}")
+            if not mail.realm:
                 return self._serve_everyone(mail, call)
             owner = self.placement.shard_of(mail.realm)
             if owner != self.index:
@@ -182,6 +193,8 @@ class Shard:
             outcome = REALM_OPERATIONS[mail.operation](realm, call)
             self._settle(actor, realm)
             return outcome if isinstance(outcome, Work) else _ok(mail, outcome)
+        except StoreFailed:
+            raise
         except RestqError as error:
             self.stats.count_error(mail.operation, error.code)
             return Reply(mail.request_id, error.status, encode(error.to_reply()))
@@ -189,8 +202,8 @@ class Shard:
             raise
         except Exception:
             log.exception("shard %d: operation %s failed", self.index, mail.operation)
-            if len(self.changes) != rows_before:
-                raise  # half done: only the file knows what is true
+            if len(self.changes):
+                raise  # perhaps half done: only the file knows what is true
             defect = InternalError("restq met a defect of its own; nothing was done")
             return Reply(mail.request_id, defect.status, encode(defect.to_reply()))
 
@@ -201,10 +214,14 @@ class Shard:
         return realm
 
     def _settle(self, actor: Actor, realm: Realm) -> None:
-        """After an operation: a realm may have come to be, or be gone; a name that nobody uses is forgotten."""
+        """After an operation: a realm may have come to be, or be gone."""
         actor.realm = realm if realm.exists else None
-        if actor.realm is None and not actor.mail and not actor.held:
-            self._actors.pop(actor.name, None)
+        self._forget(actor)
+
+    def _forget(self, actor: Actor) -> None:
+        """A name that nobody uses takes no memory."""
+        if actor.realm is None and not actor.mail and not actor.held and self._actors.get(actor.name) is actor:
+            del self._actors[actor.name]
 
     def _payload(self, key: int) -> bytes:
         """Large data of this turn, or of the store."""
@@ -220,7 +237,7 @@ class Shard:
         if mail.operation in ARRIVAL_OPERATIONS:
             body = ARRIVAL_OPERATIONS[mail.operation](self._arrivals, mail.params, call.now)
             return Reply(mail.request_id, 200, body)
-        touched: list[tuple[Actor, Realm]] = []
+        touched: dict[str, tuple[Actor, Realm]] = {}
 
         def get(name: str) -> Realm:
             owner = self.placement.shard_of(name)
@@ -229,19 +246,19 @@ class Shard:
             actor = self._actor(name)
             if actor.held:
                 raise Held
-            for known, realm in touched:
-                if known is actor:
-                    return realm
-            realm = actor.realm or self._new_realm(name)
-            touched.append((actor, realm))
-            return realm
+            if name not in touched:
+                touched[name] = (actor, actor.realm or self._new_realm(name))
+            return touched[name][1]
 
         try:
+            if mail.operation == "lease_peeked":  # that one has moved is said before anything is leased
+                for name, _, _ in call.params[0]:
+                    self._is_free(name)
             done = SHARD_OPERATIONS[mail.operation](Realms(get, self._names, self._is_free), call)
         except _Moved as moved:
             return Reply(mail.request_id, MOVED, moved.realm.encode(), moved.shard)
         finally:
-            for actor, realm in touched:
+            for actor, realm in touched.values():
                 self._settle(actor, realm)
         return _ok(mail, done)
 
@@ -249,8 +266,11 @@ class Shard:
         return iter([name for name, actor in self._actors.items() if actor.realm is not None])
 
     def _is_free(self, name: str) -> bool:
+        owner = self.placement.shard_of(name)
+        if owner != self.index:
+            raise _Moved(name, owner)
         actor = self._actors.get(name)
-        return self.placement.shard_of(name) == self.index and not (actor and actor.held)
+        return not (actor and actor.held)
 
     def _counts(self) -> dict[str, dict[str, Any]]:
         realms = ((name, actor.realm) for name, actor in self._actors.items())
@@ -284,13 +304,14 @@ class Shard:
         """Remove, in steps, a realm that lives elsewhere by now or never came to count. Its name is free at once."""
         hidden = Actor(realm.name, realm)
         realm.pinned = False
-        realm.set_task(Task("delete"))
+        realm.set_task(Task("arrive"))  # what is left of it after a crash must not count either
         self._begin(hidden, Work(Removal(realm, Task("delete")), lambda _: NOTHING), None)
 
     def release(self, actor: Actor) -> None:
         """The realm is not held any more: its mail is served again."""
         actor.held = False
         self._enqueue(actor)
+        self._forget(actor)
         self._enqueue(self._everyone)
 
     # -- moves -----------------------------------------------------------------------------------------------------
@@ -310,6 +331,7 @@ class Shard:
         realm.set_task(Task("move", target))
         actor.held = True
         self.moves.append((mail, target))
+        self._movers[mail.realm] = mail
         return None
 
     def held_realm(self, name: str) -> Realm:
@@ -324,6 +346,7 @@ class Shard:
         realm, actor.realm = actor.realm, None
         assert realm is not None, "a realm on the move exists"
         self._note(mail.realm, target)
+        self._movers.pop(mail.realm, None)
         self.discard(realm)
         self._answer(mail, Reply(mail.request_id, 200, NOTHING))
         self.release(actor)
@@ -343,7 +366,7 @@ class Shard:
 
     def _note(self, name: str, shard: int) -> None:
         self.placement.learn(name, shard)
-        self.changes.moved[name] = None if shard == home(name, self.placement.shard_count) else shard
+        self.changes.moved[name] = shard  # also where that is its home: a process may have been started with a pin
 
     # -- replies -----------------------------------------------------------------------------------------------------
 
@@ -351,6 +374,7 @@ class Shard:
         """What to send instead of these replies, and to who waits for a task, where the group could not be kept."""
         mails = [mail for mail, _ in outbox]
         mails += [actor.work[1] for actor in self._working if actor.work is not None and actor.work[1] is not None]
+        mails += self._movers.values()
         body = encode(why.to_reply())
         return [(mail, Reply(mail.request_id, why.status, body)) for mail in mails]
 
@@ -364,6 +388,7 @@ class _Moved(Exception):
         self.shard = shard
 
 
+_OPERATIONS = {*REALM_OPERATIONS, *SHARD_OPERATIONS, *ARRIVAL_OPERATIONS, "get_stats", "place_realm"}
 _ADDING = frozenset({"add_job", "add_jobs", "bulk_add", "configure", "move_job", "move_job_by_path", "place_realm"})
 
 

@@ -54,7 +54,10 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._database = sqlite3.connect(path, timeout=LOCK_WAIT_SECONDS, isolation_level=None)
+        try:
+            self._database = sqlite3.connect(path, timeout=LOCK_WAIT_SECONDS, isolation_level=None)
+        except sqlite3.Error as error:
+            raise StoreRefused(_refusal(path, error)) from error
         try:
             self._open()
         except sqlite3.Error as error:
@@ -67,19 +70,19 @@ class SqliteStore:
     def _open(self) -> None:
         execute = self._database.execute
         execute("PRAGMA locking_mode = EXCLUSIVE")
+        found = self._number("PRAGMA user_version")
+        application_id = self._number("PRAGMA application_id")
+        if application_id not in (0, APPLICATION_ID) or (application_id == 0 and self._number("PRAGMA schema_version")):
+            raise StoreRefused(f"{self.path} is a database, but not one of restq's")
+        if found > FORMAT:
+            raise StoreRefused(
+                f"{self.path} is of format {found}, made by a newer restq; this one knows up to {FORMAT}"
+            )
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
         execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES_MAX}")
         execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         execute("BEGIN EXCLUSIVE")  # takes the lock now, and for good
-        found = self._number("PRAGMA user_version")
-        application_id = self._number("PRAGMA application_id")
-        if found > FORMAT:
-            raise StoreRefused(
-                f"{self.path} is of format {found}, made by a newer restq; this one knows up to {FORMAT}"
-            )
-        if application_id not in (0, APPLICATION_ID) or (application_id == 0 and self._number("PRAGMA schema_version")):
-            raise StoreRefused(f"{self.path} is a database, but not one of restq's")
         for version in range(found + 1, FORMAT + 1):
             for statement in _MIGRATIONS[version].split(";"):
                 execute(statement)
@@ -124,14 +127,18 @@ class SqliteStore:
 
     def _places(self, where: str = "", values: tuple[int, ...] = ()) -> Iterator[Stored]:
         """Streams, as plain tuples: at a start a million rows pass here, and naming their fields costs a second."""
-        rows = self._database.execute(
+        select = (
             "SELECT places.key, places.queue, places.at, places.leased_at, places.lease, jobs.* FROM places"
-            f" JOIN jobs ON jobs.key = places.job {where} ORDER BY places.key",
-            values,
+            f" JOIN jobs ON jobs.key = places.job {where} ORDER BY places.key"
         )
         try:
+            rows = self._database.execute(select, values)
+            count = 0
             while batch := rows.fetchmany(1000):
+                count += len(batch)
                 yield from batch
+            if not where and count != self._number("SELECT count(*) FROM places"):
+                raise StoreRefused(f"{self.path} is damaged: it holds places of jobs that it does not hold")
         except sqlite3.Error as error:
             raise StoreRefused(_refusal(self.path, error)) from error
 

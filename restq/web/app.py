@@ -64,6 +64,12 @@ class App(httputil.HTTPServerConnectionDelegate):
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()  # no request is open
         self._idle.set()
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether this front end ends: its clients are told to go on over other connections."""
+        return self._draining
 
     def opened(self) -> None:
         """A request begins."""
@@ -88,6 +94,7 @@ class App(httputil.HTTPServerConnectionDelegate):
 
     async def drain(self, seconds: float) -> None:
         """Wait until everything that was asked is answered, but no longer than this."""
+        self._draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -279,6 +286,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
         if isinstance(error, MethodNotAllowed):
             headers["Allow"] = error.allowed
+        if self._app.draining:
+            headers["Connection"] = "close"
         start_line = httputil.ResponseStartLine("HTTP/1.1", status, HTTPStatus(status).phrase)
         try:
             self._connection.write_headers(start_line, headers, None if self._method == "HEAD" else body)

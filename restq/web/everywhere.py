@@ -218,34 +218,48 @@ class Everywhere:
 
         A pull over all realms goes without those whose shard is starting again.
         """
-        if realms is None:
-            shards = [shard for shard, pipe in enumerate(self._pipes) if pipe.is_connected]
-            if not shards:
-                raise ShardStarting("the shards are starting; nothing was done, try again")
-            asked: dict[int, list[str] | None] = dict.fromkeys(shards)
-        else:
-            asked = dict(self._split(realms, realms))
-        replies = await self._ask({shard: ("peek", [count, last, group], b"") for shard, group in asked.items()})
-        found: list[list[Any]] = [entry for reply in replies.values() for entry in json.loads(reply.body)]
-        found.sort(key=lambda entry: (names.queue_order(entry[3]), entry[0], entry[1], entry[2]))
-        return list({entry[2]: entry for entry in reversed(found)}.values())[::-1]
+        for _ in range(ATTEMPTS_MAX + len(realms or ())):
+            if realms is None:
+                shards = [shard for shard, pipe in enumerate(self._pipes) if pipe.is_connected]
+                if not shards:
+                    raise ShardStarting("the shards are starting; nothing was done, try again")
+                asked: dict[int, list[str] | None] = dict.fromkeys(shards)
+            else:
+                asked = dict(self._split(realms, realms))
+            try:
+                replies = await self._ask(
+                    {shard: ("peek", [count, last, group], b"") for shard, group in asked.items()}
+                )
+            except _RealmMoved:
+                continue
+            found: list[list[Any]] = [entry for reply in replies.values() for entry in json.loads(reply.body)]
+            found.sort(key=lambda entry: (names.queue_order(entry[3]), entry[0], entry[1], entry[2]))
+            return list({entry[2]: entry for entry in reversed(found)}.values())[::-1]
+        raise ShardUnavailable("a realm is on the move; nothing was leased, try again")
 
     async def _lease(self, best: list[list[Any]]) -> list[tuple[LeasedJob | None, int]]:
         """Lease these; None for what somebody else took meanwhile. Aligned with `best`."""
-        indexes = self._split([entry[1] for entry in best], range(len(best)))
-        futures = {
-            shard: self._pipes[shard].call("lease_peeked", "", [[best[index][1:] for index in group]], b"")
-            for shard, group in indexes.items()
-            if self._pipes[shard].is_connected
-        }
         leased: list[tuple[LeasedJob | None, int]] = [(None, 0)] * len(best)
-        replies = await asyncio.gather(*futures.values(), return_exceptions=True)
-        for shard, reply in zip(futures, replies, strict=True):
-            if isinstance(reply, BaseException) or reply.status != 200:
-                log.warning("shard %d leased nothing for a pull over several realms: %s", shard, reply)
-                continue
-            for index, job in zip(indexes[shard], _read_leased(reply.body), strict=True):
-                leased[index] = (job, reply.extra)
+        unasked = list(range(len(best)))
+        for _ in range(ATTEMPTS_MAX + len(best)):
+            indexes = self._split([best[index][1] for index in unasked], unasked)
+            unasked = []
+            futures = {
+                shard: self._call(shard, "lease_peeked", [[best[index][1:] for index in group]], b"")
+                for shard, group in indexes.items()
+            }
+            replies = await asyncio.gather(*futures.values(), return_exceptions=True)
+            for shard, reply in zip(futures, replies, strict=True):
+                if isinstance(reply, BaseException) or reply.status not in (200, MOVED):
+                    log.warning("shard %d leased nothing for a pull over several realms: %s", shard, reply)
+                elif reply.status == MOVED:  # nothing was leased there: once more, where it lives now
+                    self._placement.learn(reply.body.decode(), reply.extra)
+                    unasked += indexes[shard]
+                else:
+                    for index, job in zip(indexes[shard], _read_leased(reply.body), strict=True):
+                        leased[index] = (job, reply.extra)
+            if not unasked:
+                break
         return leased
 
     def undo(self, realm: str, lease: int, pairs: list[tuple[str, QueueId]]) -> None:
@@ -309,6 +323,8 @@ def _realm_of(job: bytes, index: int) -> str:
     try:
         return names.realm_name(_read_any_job(job).realm_id, "realm_id")
     except RestqError as error:
+        if error.field is None:  # it is about all of the job
+            raise type(error)(where + error.message.removeprefix("the body"), where) from None
         raise type(error)(f"{where}.{error.message}", f"{where}.{error.field}") from None
     except msgspec.MsgspecError as error:
         raise FieldInvalid(f"{where}: {error}", where) from None

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import sys
+import time
 from typing import Any
 
 from tornado import httputil
@@ -28,6 +29,7 @@ BODY_SECONDS = 30.0
 HEADER_BYTES_MAX = 32 << 10  # a job id of 8 KiB, percent-encoded, fits
 CONNECTIONS_MAX = 10_000
 DRAIN_SECONDS = 3.0
+FLUSH_SECONDS = 0.01  # between two looks at what is still to be sent
 
 log = logging.getLogger("restq.web")
 
@@ -43,6 +45,16 @@ class Server(HTTPServer):
             return
         stream.set_nodelay(True)
         super().handle_stream(stream, address)
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until every reply is sent whole, but no longer than this: large ones take the client's time."""
+        for _ in range(int(seconds / FLUSH_SECONDS)):
+            if not any(connection.stream.writing() for connection in self._http1_connections()):
+                return
+            await asyncio.sleep(FLUSH_SECONDS)
+
+    def _http1_connections(self) -> list[HTTP1ServerConnection]:
+        return [connection for connection in self._connections if isinstance(connection, HTTP1ServerConnection)]
 
     def close_idle(self) -> None:
         """Close what is left."""
@@ -77,7 +89,9 @@ async def serve(settings: dict[str, Any]) -> None:
     child.say_ready()
     await stopping.wait()
     server.stop()
+    ends_at = time.monotonic() + DRAIN_SECONDS
     await app.drain(DRAIN_SECONDS)
+    await server.flush(ends_at - time.monotonic())
     server.close_idle()
     for pipe in pipes:
         pipe.close()

@@ -1,0 +1,350 @@
+"""A start with another number of shards: every realm whole in exactly one file, whatever happened on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restq.placement import home
+from restq.shards import relocation
+from restq.shards.changes import Changes, Keys, Task
+from restq.shards.data import INLINE_BYTES_MAX
+from restq.shards.loader import Loader
+from restq.shards.realm import Realm
+from restq.shards.relocation import relocate, shard_path
+from restq.shards.sqlite_store import SqliteStore
+from restq.shards.store import Mark, StoreRefused
+
+NOW = 1_000.0
+NAMES = [f"realm {number}" for number in range(12)]
+LARGE = b'"' + b"x" * (INLINE_BYTES_MAX + 1) + b'"'
+
+
+def fill(realm: Realm, name: str) -> None:
+    """Jobs in several queues, tags, leases, data of all sizes; a little different in every realm."""
+    number = NAMES.index(name) if name in NAMES else 0
+    realm.configure(50.0 + number, ("é", 7))
+    realm.add([(f"{name} {job}", job % 3, b'{"a": [1]}', (name, "t")) for job in range(8 + number)], NOW)
+    realm.add([("large", "é", LARGE + b" " * number, ()), ("bare", 0, None, ())], NOW + 1)
+    realm.add([("bare", 2, None, ()), (f"{name} 1", 2, None, ())], NOW + 2)
+    realm.pull(4, None, NOW + 3)
+    realm.move_job("bare", 2, -1, NOW + 4)
+    realm.remove_job(f"{name} 7")
+
+
+def make(data_dir: Path, where: dict[int, list[str]], **said: Any) -> None:
+    """The files of shards that hold these realms, each with the attributes in `said`."""
+    for shard, names in where.items():
+        store = SqliteStore(shard_path(data_dir, shard))
+        mark = store.load().mark
+        keys, changes = Keys(max(mark.next_key, 100 * shard + 1)), Changes()
+        for name in names:
+            realm = Realm(keys.take(), name, 600.0, keys, changes)
+            for attribute, value in said.items():
+                setattr(realm, attribute, value)
+            fill(realm, name)
+            realm._write(changed=True)
+        asyncio.run(store.commit(changes, Mark(mark.group + 1, keys.next_key, NOW + shard)))
+        store.close()
+
+
+def at_home(count: int) -> dict[int, list[str]]:
+    return {shard: [name for name in NAMES if home(name, count) == shard] for shard in range(count)}
+
+
+def seen(realm: Realm, store: SqliteStore) -> Any:
+    """All that can be seen of a realm, in order."""
+    realm.check()
+    places = [
+        (queue.queue_id, queue.lease_time, place.at, *place.row()[4:], place.job.job_id)
+        for queue in realm.served()
+        for place in sorted([*queue.ready.entries, *queue.waiting.entries])
+    ]
+    jobs = {
+        job.job_id: (job.tags, store.payload(job.key) if job.job_id == "large" else job.data)
+        for job in sorted(realm.jobs.values(), key=lambda job: job.key)
+    }
+    return realm.default_lease_time, realm.status(), places, list(jobs.items())
+
+
+def contents(data_dir: Path) -> dict[int, dict[str, Any]]:
+    """What stands in each file: its realms, and all that can be seen of them. No file may hold rows of no realm."""
+    found: dict[int, dict[str, Any]] = {}
+    for path in sorted(data_dir.glob("shard-*.sqlite")):
+        store = SqliteStore(path)
+        loaded = store.load()
+        keys = Keys(loaded.mark.next_key)
+        loader = Loader(keys, Changes())
+        for realm_row in loaded.realms:
+            loader.add_realm(realm_row)
+        for queue_row in loaded.queues:
+            loader.add_queue(queue_row)
+        loader.add_places(loaded.places)
+        realms = loader.finish(NOW)
+        assert len({realm.name for realm in realms}) == len(realms), "a realm is in a file once"
+        for realm in realms:
+            for row in [realm, *realm.queues.values(), *realm.jobs.values()]:
+                assert row.key < keys.next_key
+        count = store._database.execute(
+            "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM payloads)"
+        ).fetchone()
+        assert count == (sum(len(realm.jobs) for realm in realms), len(realms))
+        shard = int(path.stem.removeprefix("shard-"))
+        found[shard] = {realm.name: seen(realm, store) for realm in realms}
+        store.close()
+    return found
+
+
+def flat(found: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """The realms of all files, each of which must be in one only."""
+    realms = [item for held in found.values() for item in held.items()]
+    assert len({name for name, _ in realms}) == len(realms), "each realm is in one file"
+    return dict(realms)
+
+
+def rows_of(data_dir: Path, shard: int) -> dict[str, Any]:
+    store = SqliteStore(shard_path(data_dir, shard))
+    rows = {row.name: row for row in store.load().realms}
+    store.close()
+    return rows
+
+
+def test_relocate_in_empty_directory_makes_the_files(tmp_path: Path) -> None:
+    assert relocate(tmp_path, 3) == {}
+    assert contents(tmp_path) == {0: {}, 1: {}, 2: {}}
+
+
+def test_relocate_with_same_count_changes_nothing(tmp_path: Path) -> None:
+    make(tmp_path, at_home(3))
+    before = contents(tmp_path)
+    assert relocate(tmp_path, 3) == {}
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 5), (5, 2), (4, 1), (3, 4), (4, 3)])
+def test_relocate_with_other_count_keeps_all_of_every_realm(tmp_path: Path, before: int, after: int) -> None:
+    make(tmp_path, at_home(before))
+    expected = flat(contents(tmp_path))
+    assert relocate(tmp_path, after) == {}
+    found = contents(tmp_path)
+    assert flat(found) == expected
+    for name in NAMES:
+        assert name in found[home(name, after)]
+        moved = home(name, before) != home(name, after)
+        assert rows_of(tmp_path, home(name, after))[name].epoch == 1 + moved, "the copy counts before the original"
+
+
+def test_relocate_there_and_back_keeps_all_of_every_realm(tmp_path: Path) -> None:
+    make(tmp_path, at_home(2))
+    expected = contents(tmp_path)
+    for count in (5, 1, 3, 2):
+        relocate(tmp_path, count)
+    assert {shard: realms for shard, realms in contents(tmp_path).items() if realms} == expected
+
+
+def test_relocate_of_large_realm_in_many_groups_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relocation, "CHUNK_ROWS", 5)
+    make(tmp_path, at_home(1))
+    expected = flat(contents(tmp_path))
+    relocate(tmp_path, 4)
+    assert flat(contents(tmp_path)) == expected
+
+
+def test_relocate_gives_out_no_number_twice(tmp_path: Path) -> None:
+    """Leases are proven by their numbers: what the old file gave out, the new one must not give out again."""
+    make(tmp_path, {0: [name for name in NAMES if home(name, 2) == 1]})
+    store = SqliteStore(shard_path(tmp_path, 0))
+    mark = store.load().mark
+    store.close()
+    relocate(tmp_path, 2)
+    store = SqliteStore(shard_path(tmp_path, 1))
+    moved = store.load().mark
+    assert moved.next_key >= mark.next_key
+    assert moved.clock >= mark.clock
+    store.close()
+
+
+def test_relocate_leaves_pinned_realms_where_they_are(tmp_path: Path) -> None:
+    away = [name for name in NAMES if home(name, 3) == 0][:2]
+    make(tmp_path, {2: away}, pinned=True)
+    make(tmp_path, {shard: [name for name in names if name not in away] for shard, names in at_home(3).items()})
+    expected = contents(tmp_path)
+    assert relocate(tmp_path, 3) == dict.fromkeys(away, 2)
+    assert contents(tmp_path) == expected
+    assert all(rows_of(tmp_path, 2)[name].pinned for name in away)
+
+
+def test_relocate_sends_pinned_realms_home_when_their_shard_is_no_more(tmp_path: Path) -> None:
+    make(tmp_path, {2: NAMES}, pinned=True)
+    expected = flat(contents(tmp_path))
+    assert relocate(tmp_path, 2) == {}
+    found = contents(tmp_path)
+    assert flat(found) == expected
+    assert found[2] == {}
+    for shard in (0, 1):
+        assert set(found[shard]) == {name for name in NAMES if home(name, 2) == shard}
+        assert not any(row.pinned for row in rows_of(tmp_path, shard).values())
+
+
+@pytest.mark.parametrize("kind", ["clear_queue", "remove_tagged_jobs", "delete"])
+def test_relocate_of_pinned_realm_with_removal_under_way_keeps_pin_and_removal(tmp_path: Path, kind: str) -> None:
+    name = next(name for name in NAMES if home(name, 2) == 0)
+    make(tmp_path, {1: [name]}, pinned=True, task=Task(kind, 0))
+    assert relocate(tmp_path, 2) == {name: 1}
+    assert rows_of(tmp_path, 1)[name].pinned
+    assert json.loads(rows_of(tmp_path, 1)[name].task)[0] == kind
+
+
+def test_relocate_of_realm_with_removal_under_way_takes_the_removal_along(tmp_path: Path) -> None:
+    name = next(name for name in NAMES if home(name, 2) == 1)
+    make(tmp_path, {0: [name]}, task=Task("clear_queue", 0))
+    relocate(tmp_path, 2)
+    assert rows_of(tmp_path, 0) == {}
+    assert json.loads(rows_of(tmp_path, 1)[name].task) == ["clear_queue", 0]
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_relocate_of_realm_that_was_on_the_move_ends_the_move(tmp_path: Path, shard: int) -> None:
+    name = next(name for name in NAMES if home(name, 2) == 0)
+    make(tmp_path, {shard: [name]}, pinned=True, task=Task("move", 1 - shard))
+    expected = flat(contents(tmp_path))
+    assert relocate(tmp_path, 2) == {}
+    assert contents(tmp_path) == {0: expected, 1: {}}
+    row = rows_of(tmp_path, 0)[name]
+    assert (row.task, row.pinned) == (None, 0)
+
+
+def test_relocate_drops_realm_that_never_arrived(tmp_path: Path) -> None:
+    name = next(name for name in NAMES if home(name, 2) == 0)
+    make(tmp_path, {0: [name]}, task=Task("arrive"), epoch=9)
+    make(tmp_path, {1: [name]}, pinned=True)
+    expected = contents(tmp_path)[1]
+    assert relocate(tmp_path, 2) == {name: 1}
+    assert contents(tmp_path) == {0: {}, 1: expected}
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (7, 3)])
+def test_relocate_of_realm_in_two_files_keeps_the_one_with_higher_epoch(
+    tmp_path: Path, first: int, second: int
+) -> None:
+    name = NAMES[0]
+    make(tmp_path, {0: [name]}, epoch=first)
+    make(tmp_path, {1: [name]}, epoch=second, default_lease_time=5.0)
+    store = SqliteStore(shard_path(tmp_path, 1))
+    (row,) = store.load().realms
+    changes = Changes()
+    changes.realms[row.key] = row._replace(default_lease_time=5.0)
+    asyncio.run(store.commit(changes, store.load().mark))
+    store.close()
+    found = contents(tmp_path)
+    winner = found[0 if first > second else 1][name]
+    assert found[0][name] != found[1][name]
+    relocate(tmp_path, 2)
+    assert flat(contents(tmp_path)) == {name: winner}
+    assert name in contents(tmp_path)[home(name, 2)]
+
+
+def test_relocate_forgets_notes_on_realms_elsewhere(tmp_path: Path) -> None:
+    make(tmp_path, at_home(2))
+    store = SqliteStore(shard_path(tmp_path, 0))
+    changes = Changes()
+    changes.moved.update({"gone": 1, NAMES[0]: 1})
+    asyncio.run(store.commit(changes, store.load().mark))
+    store.close()
+    relocate(tmp_path, 2)
+    store = SqliteStore(shard_path(tmp_path, 0))
+    assert store.load().moved == {}
+    store.close()
+
+
+def test_relocate_with_file_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    make(tmp_path, at_home(1))
+    expected = contents(tmp_path)
+    shard_path(tmp_path, 1).write_bytes(b"no database at all" * 1000)
+    with pytest.raises(StoreRefused):
+        relocate(tmp_path, 2)
+    shard_path(tmp_path, 1).unlink()
+    assert contents(tmp_path) == expected
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+class Crashes:
+    """Lets so many writes to the files happen and then ends the run, before the next one or just after it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.left = 1_000_000
+        self.count = 0
+        self.after = False
+        commit, remove_realm = SqliteStore.commit, SqliteStore.remove_realm
+
+        async def counted_commit(store: SqliteStore, changes: Changes, mark: Mark) -> None:
+            self.before_write()
+            await commit(store, changes, mark)
+            self.after_write()
+
+        def counted_remove(store: SqliteStore, key: int) -> None:
+            self.before_write()
+            remove_realm(store, key)
+            self.after_write()
+
+        patch.setattr(SqliteStore, "commit", counted_commit)
+        patch.setattr(SqliteStore, "remove_realm", counted_remove)
+
+    def before_write(self) -> None:
+        self.count += 1
+        self.left -= 1
+        if self.left < 0 and not self.after:
+            raise Crash
+
+    def after_write(self) -> None:
+        if self.left < 0:
+            raise Crash
+
+
+@pytest.fixture
+def crashes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crashes]:
+    monkeypatch.setattr(relocation, "CHUNK_ROWS", 15)
+    return Crashes(monkeypatch)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("old", "new"), [(1, 3), (3, 2)])
+def test_relocate_after_crash_at_any_write_has_each_realm_whole_in_one_file(
+    tmp_path: Path, crashes: Crashes, old: int, new: int, after: bool
+) -> None:
+    names = NAMES[:4]
+    where = {shard: [name for name in names if home(name, old) == shard] for shard in range(old)}
+    make(tmp_path / _made(tmp_path, "sample"), where)
+    expected = flat(contents(tmp_path / "sample"))
+    crashes.count = 0
+    relocate(tmp_path / "sample", new)
+    writes = crashes.count
+    assert writes > 6
+    for at in range(writes):
+        data_dir = tmp_path / _made(tmp_path, f"crash {at}")
+        make(data_dir, where)
+        crashes.left, crashes.after = at, after
+        with pytest.raises(Crash):
+            relocate(data_dir, new)
+        crashes.left = at + 1  # the start after that does not get to its end either
+        with contextlib.suppress(Crash):
+            relocate(data_dir, old)
+        crashes.left = 1_000_000
+        assert relocate(data_dir, new) == {}
+        found = contents(data_dir)
+        assert flat(found) == expected
+        assert all(name in found[home(name, new)] for name in names)
+
+
+def _made(parent: Path, name: str) -> str:
+    (parent / name).mkdir()
+    return name
