@@ -247,12 +247,13 @@ class Realm:
         """Take the job out of every queue and tag. Raises JobNotFound."""
         self.drop(self.get_job(job_id))
 
-    def remove_jobs(self, job_ids: Iterable[str]) -> None:
-        """Remove those that are there."""
+    def remove_jobs(self, job_ids: Iterable[str]) -> int:
+        """Remove those that are there; returns how many."""
+        count = len(self.jobs)
         for job_id in job_ids:
-            job = self.jobs.get(job_id)
-            if job is not None:
-                self.drop(job)
+            if job_id in self.jobs:
+                self.drop(self.jobs[job_id])
+        return count - len(self.jobs)
 
     def drop(self, job: Job, popped: Place | None = None) -> None:
         """Let go of the job; its place `popped` is out of its heap already."""
