@@ -143,7 +143,7 @@ def shard(body: bytes, shard_count: int) -> int:
 
 _WHOLE = re.compile(r"-?[0-9]{1,20}")
 _AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.*)`")
+_MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _TYPES = re.compile(r"Expected `(.*)`, got `(.*)`")
 _WORDS = {
     "int": "an integer",
@@ -153,7 +153,7 @@ _WORDS = {
     "array": "an array",
     "object": "an object",
 }
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
 def _wrong_field(problem: str) -> RestqError:
@@ -165,6 +165,7 @@ def _wrong_field(problem: str) -> RestqError:
         return FieldMissing(f"{field}: this field is required", field)
     if unknown := _UNKNOWN.fullmatch(problem):
         field = f"{where}.{unknown[1]}".lstrip(".")
+        field = field if field.isprintable() else ascii(field)
         return FieldInvalid(f"{field}: there is no such field here", field)
     if types := _TYPES.fullmatch(problem):
         problem = f"must be {_in_words(types[1])}, not {_in_words(types[2])}"

@@ -79,6 +79,8 @@ def job_id(value: Any, field: str = "job_id") -> str:
     if isinstance(value, str) and value.isascii() and 0 < len(value) <= JOB_ID_BYTES_MAX and "\0" not in value:
         return value  # nearly every id
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, int) and not INTEGER_MIN <= value < 2**64:
+            raise JobIdInvalid(f"{field}: a job id that is an integer must fit into 64 bits", field)
         return json.dumps(value)
     if not isinstance(value, str):
         raise FieldTypeWrong(f"{field}: a job id is a string or a number, not {_kind(value)}", field)

@@ -133,7 +133,7 @@ def test_tag_of_other_type_is_refused(value: Any) -> None:
         (1.5, "1.5"),
         (1.0, "1.0"),
         (1e300, "1e+300"),
-        (2**70, str(2**70)),
+        (2**64 - 1, str(2**64 - 1)),
     ],
 )
 def test_job_id_of_good_form_is_the_text_that_json_writes(given: Any, expected: str) -> None:
@@ -142,6 +142,11 @@ def test_job_id_of_good_form_is_the_text_that_json_writes(given: Any, expected: 
 
 @pytest.mark.parametrize("value", ["", "a" * 8193, "é" * 4097, "a\0", "é\0", "\ud800", "a\udfffb"])
 def test_job_id_of_bad_form_is_refused(value: str) -> None:
+    assert isinstance(refused(names.job_id, value), JobIdInvalid)
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 2**70])
+def test_job_id_that_is_integer_beyond_64_bits_is_refused(value: int) -> None:
     assert isinstance(refused(names.job_id, value), JobIdInvalid)
 
 

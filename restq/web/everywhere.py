@@ -25,7 +25,7 @@ from restq.protocol import MOVED, Reply
 from restq.web.metrics import CONTENT_TYPE, exposition
 
 ROUNDS_MAX = 4  # a pull asks again where others took its candidates meanwhile
-ATTEMPTS_MAX = 8  # a call is split anew where a realm moved meanwhile
+ATTEMPTS_MAX = 8  # beside one for each realm: a call is split anew where a realm moved meanwhile
 
 Job = TypeVar("Job")
 log = logging.getLogger("restq.web")
@@ -133,7 +133,7 @@ class Everywhere:
         jobs = _read_raw_jobs(body).jobs
         raw = [bytes(job) for job in (jobs if isinstance(jobs, list) else jobs.values())]
         realms = [_realm_of(job, index) for index, job in enumerate(raw)]
-        for _ in range(ATTEMPTS_MAX):
+        for _ in range(ATTEMPTS_MAX + len(set(realms))):
             groups = self._split(realms, list(enumerate(raw)))
             adds = {
                 shard: ("bulk_add", [[index for index, _ in group]], _bulk_body(job for _, job in group))
@@ -158,8 +158,9 @@ class Everywhere:
             (names.realm_name(realm, f"jobs[{index}]"), names.job_id(job_id, f"jobs[{index}]"))
             for index, (realm, job_id) in enumerate(_read_pairs(body).jobs)
         ]
-        for _ in range(ATTEMPTS_MAX):
-            groups = self._split([realm for realm, _ in pairs], pairs)
+        realms = [realm for realm, _ in pairs]
+        for _ in range(ATTEMPTS_MAX + len(set(realms))):
+            groups = self._split(realms, pairs)
             try:
                 await self._ask({shard: ("bulk_remove", [group], b"") for shard, group in groups.items()})
             except _RealmMoved:
