@@ -46,7 +46,7 @@ class Child:
         self._settings = settings
         self._inherited = inherited
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self.ready = asyncio.Event()
         self.refused = False
 
@@ -55,15 +55,22 @@ class Child:
         delay = 0.0
         while True:
             started_at = time.monotonic()
-            status = await self._run()
-            if self._stopping:
+            try:
+                status = await self._run()
+            except OSError as error:
+                log.warning("%s can't be started: %s", self._label, error)
+                status = EXIT_FAILED
+            if self._stopping.is_set():
                 return
             if status == EXIT_REFUSED and not self.ready.is_set():
                 self.refused = True
                 return
             delay = 0.0 if time.monotonic() - started_at > HEALTHY_SECONDS else delay
             log.warning("%s ended with status %d; it starts again%s", self._label, status, _in(delay))
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
+                return
             delay = min(RESTART_SECONDS_MAX, delay * 2 or 0.1)
 
     async def _run(self) -> int:
@@ -80,7 +87,7 @@ class Child:
         with contextlib.suppress(ConnectionError):
             process.stdin.write(json.dumps(self._settings).encode() + b"\n")
             await process.stdin.drain()
-        if self._stopping:
+        if self._stopping.is_set():
             process.stdin.close()
         if await process.stdout.readline() == READY:
             self.ready.set()
@@ -88,7 +95,7 @@ class Child:
 
     async def stop(self, seconds: float) -> None:
         """Close its standard input, which asks it to end in order; kill it after so many seconds."""
-        self._stopping = True
+        self._stopping.set()
         process = self._process
         if process is None or process.returncode is not None:
             return

@@ -190,6 +190,14 @@ class BodyTooLarge(RestqError, ValueError):
     builtin = ValueError
 
 
+class ReplyTooLarge(RestqError, ValueError):
+    """The reply would be larger than the server sends at once."""
+
+    code = "reply_too_large"
+    status = 413
+    builtin = ValueError
+
+
 class ContentTypeUnsupported(RestqError, TypeError):
     """The body's Content-Type is neither JSON nor msgpack."""
 

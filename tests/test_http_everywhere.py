@@ -85,6 +85,16 @@ def test_pull_over_shards_with_one_id_in_many_realms_returns_it_once(
 
 
 @pytest.mark.parametrize("way", PULLS)
+def test_pull_over_shards_with_one_id_in_two_realms_serves_it_where_it_comes_first(
+    server: Server, realms: list[str], way: str
+) -> None:
+    a, _, c, _ = realms
+    add(server, (a, "twice", 0), (a, "second", 1), (c, "twice", 2))
+    assert [(job_id, realm) for job_id, realm, *_ in pull(server, way, realms, 1)] == [("twice", a)]
+    assert [(job_id, realm) for job_id, realm, *_ in pull(server, way, realms, 5)] == [("second", a), ("twice", c)]
+
+
+@pytest.mark.parametrize("way", PULLS)
 def test_pull_over_some_realms_leaves_others_alone(server: Server, realms: list[str], way: str) -> None:
     add(server, *((realm, f"job-{realm}", 0) for realm in realms))
     assert {realm for _, realm, *_ in pull(server, way, [realms[0], realms[2]], 100)} == {realms[0], realms[2]}

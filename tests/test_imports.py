@@ -58,9 +58,9 @@ ARROWS: dict[str, str] = {
     "shards.store": "errors shards.changes shards.data",
     "shards.*_store": "errors shards.changes shards.data shards.store",
     "shards.stats": "",
-    "shards.moving": "errors pipe shards.changes shards.data shards.loader shards.realm",
+    "shards.moving": "errors pipe shards.changes shards.data shards.loader shards.realm shards.removal shards.store",
     "shards.relocation": "errors placement shards.changes shards.store shards.*_store",
-    "shards.actor": "protocol shards.commands shards.realm",
+    "shards.actor": "placement protocol shards.commands shards.realm",
     "shards.shard": (
         "bodies errors placement protocol shards.actor shards.changes shards.commands shards.loader shards.moving"
         " shards.realm shards.removal shards.stats shards.store"

@@ -821,23 +821,53 @@ def test_full_disk_keeps_mail_that_waits(rig: Rig, monkeypatch: pytest.MonkeyPat
     assert rig.shard.mail_bytes == 0
 
 
-def test_full_disk_is_said_to_whoever_adds_and_not_to_who_reads_or_removes(rig: Rig) -> None:
+def test_full_disk_is_said_to_whoever_changes_something_and_not_to_who_reads(rig: Rig) -> None:
     rig.add(A, *ids(3))
     rig.shard.full = True
     for operation, realm, params, body in (
         ("add_job", A, ["x"], {"queue_id": 0}),
         ("add_jobs", A, [], {"jobs": []}),
+        ("check_out", A, [None, None], None),
+        ("clear_queue", A, ["0"], None),
         ("configure", A, [], {"default_lease_time": 1}),
         ("move_job", A, ["job 0"], {"from_queue": 0, "to_queue": 1}),
+        ("remove_job", A, ["job 0"], None),
         ("bulk_add", "", [[0]], bulk((A, "x", None))),
+        ("bulk_check", "", [[0]], bulk((A, "x", None))),
         ("place_realm", A, [1], {"shard": 0}),
     ):
         assert rig.reply_to(operation, realm, params, body).status == 507, operation
+    assert len(rig.shard.changes) == 0
     assert rig.ask("get_status", A)["total_jobs"] == 3
-    assert list(rig.ask("check_out", A, [None, None])) == ["job 0"]
-    rig.ask("remove_job", A, ["job 0"])
+    assert [found[2] for found in rig.ask("peek", "", [5, None, None])] == ids(3)
     rig.shard.full = False
     rig.add(A, "x")
+    rig.ask("remove_job", A, ["job 0"])
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_removal_under_way_rests_while_the_disk_is_full(rig: Rig) -> None:
+    rig.add(A, *ids(55))
+    removal = rig.send("clear_queue", A, ["0"])
+    rig.turn()
+    rig.shard.full = True
+    assert not rig.shard.busy
+    rig.shard.turn(rig.now)
+    assert len(rig.shard.changes) == 0
+    rig.shard.full = False
+    rig.run()
+    assert json.loads(rig.replies[removal].body) == {"removed": 55}
+
+
+def test_message_that_does_not_fit_is_refused_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_module, "MAIL_BYTES_MAX", 100)
+    rig.add(A, "x")
+    kept = rig.send("add_job", A, ["y"], {"queue_id": 0, "data": "a" * 60})
+    refused = rig.send("add_job", A, ["z"], {"queue_id": 0, "data": "a" * 60})
+    rig.run()
+    assert rig.replies[kept].status == 200
+    assert rig.error(refused)["code"] == "overloaded"
+    assert rig.reply_to("add_job", A, ["z"], {"queue_id": 0, "data": "a" * 60}).status == 200, "there is room again"
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -923,3 +953,31 @@ def test_requests_of_all_kinds_leave_nothing_to_the_garbage_collector(rig: Rig) 
     finally:
         gc.enable()
     assert many <= few + 50
+
+
+def test_arrival_that_a_reload_forgot_is_to_begin_again_and_leaves_nothing_to_the_collector(rig: Rig) -> None:
+    source = Rig()
+    source.add(A, *ids(200))
+    realm = source.shard.find(A)
+    assert realm is not None
+    queues = [list(realm.queue_row(queue)) for queue in realm.queues.values()]
+    (chunk,) = moving._chunks(realm, source.shard._payload)
+
+    def arrive() -> int:
+        gc.collect()
+        begun = rig.reply_to("arrive_begin", "", [list(realm.row()), queues, source.shard.keys.next_key])
+        assert begun.body == moving.TAKE
+        assert rig.reply_to("arrive_rows", "", [A, chunk]).status == 200
+        rig.shard.load(rig.store.load(), rig.now)
+        rig.run()
+        late = rig.reply_to("arrive_rows", "", [A, chunk])
+        assert json.loads(late.body)["code"] == "arrival_unknown"
+        return gc.collect()
+
+    gc.disable()
+    try:
+        arrive()
+        assert arrive() < 200
+    finally:
+        gc.enable()
+    assert rig.shard.find(A) is None

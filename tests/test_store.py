@@ -380,8 +380,8 @@ def test_remove_realm_removes_its_rows_and_only_those(path: Path) -> None:
         payloads={32: b"12345"},
     )
     commit(store, other, Mark(2, 40, 2.5))
-    assert [row[0] for row in store.places_of(30)] == [33]
-    store.remove_realm(1)
+    assert [row[0] for row in store.places_of([30])] == [33]
+    store.remove_realms([1])
     _, realms, queues, moved, places = contents(store.load())
     assert [row.name for row in realms] == ["other"]
     assert [row.key for row in queues] == [31]

@@ -1,10 +1,12 @@
-"""An actor: a realm with its mailbox, and the messages in it."""
+"""An actor: a realm with its mailbox, the messages in it, and how one message reaches several realms."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from restq.placement import Placement
 from restq.protocol import Reply
 from restq.shards.commands import Work
 from restq.shards.realm import Realm
@@ -48,6 +50,50 @@ class Actor:
         self.queued = False  # it stands in the round of the mailboxes
         self.held = False
         self.work: tuple[Work, Mail | None] | None = None  # a removal under way, and who waits for it
+
+
+class Elsewhere(Exception):
+    """The realm lives in another shard."""
+
+    def __init__(self, realm: str, shard: int) -> None:
+        self.realm = realm
+        self.shard = shard
+
+
+class Several:
+    """The realms of a shard, to an operation on more than one: it asks for all it needs before it changes any."""
+
+    def __init__(
+        self, index: int, placement: Placement, actors: Mapping[str, Actor], new_realm: Callable[[str], Realm]
+    ) -> None:
+        self._index = index
+        self._placement = placement
+        self._actors = actors
+        self._new_realm = new_realm
+        self.touched: dict[str, Realm] = {}  # what was given: some may come to be
+
+    def get(self, name: str) -> Realm:
+        """The realm, an empty one if there is none. Raises Held, or Elsewhere."""
+        if not self.is_free(name):
+            raise Held
+        realm = self.touched.get(name)
+        if realm is None:
+            actor = self._actors.get(name)
+            realm = actor.realm if actor is not None else None
+            realm = self.touched[name] = realm or self._new_realm(name)
+        return realm
+
+    def is_free(self, name: str) -> bool:
+        """Whether no task holds the realm. Raises Elsewhere."""
+        owner = self._placement.shard_of(name)
+        if owner != self._index:
+            raise Elsewhere(name, owner)
+        actor = self._actors.get(name)
+        return actor is None or not actor.held
+
+    def names(self) -> list[str]:
+        """The realms that exist here."""
+        return [name for name, actor in self._actors.items() if actor.realm is not None]
 
 
 class _Nobody:

@@ -10,6 +10,7 @@ format number with a migration beside it.
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 from restq.names import QueueId
@@ -20,6 +21,15 @@ class Task(NamedTuple):
 
     kind: str
     target: QueueId | None = None
+
+    def text(self) -> str:
+        """The task as a row carries it."""
+        return json.dumps(self)
+
+    @classmethod
+    def read(cls, text: str | None) -> Task | None:
+        """The task of a row."""
+        return None if text is None else cls(*json.loads(text))
 
 
 class RealmRow(NamedTuple):

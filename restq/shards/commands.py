@@ -8,18 +8,20 @@ for its reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from restq import bodies, names
-from restq.errors import TagNotFound
+from restq.errors import ReplyTooLarge, TagNotFound
 from restq.shards import removal
 from restq.shards.data import Large
 from restq.shards.new_jobs import new_job, new_jobs
 from restq.shards.queue import Job, Lease, Place
 from restq.shards.realm import Realm
 from restq.shards.removal import Removal
+
+REPLY_BYTES_MAX = 256 << 20  # of data in the answer to one question
 
 NOTHING = b"{}"
 _NULL = msgspec.Raw(b"null")
@@ -150,7 +152,10 @@ def _move(realm: Realm, call: Call, from_queue: Any, to_queue: Any, fields: tupl
 
 
 def _get_tagged_jobs(realm: Realm, call: Call) -> Done:
-    jobs = realm.get_tagged_jobs(names.tag(call.params[0], "tag"))
+    tag = names.tag(call.params[0], "tag")
+    jobs = realm.get_tagged_jobs(tag)
+    if sum(job.data_bytes for job in jobs) > REPLY_BYTES_MAX:
+        raise ReplyTooLarge(f"the data of the {len(jobs)} jobs tagged {tag!r} is more than one reply carries")
     return Done(encode({job.job_id: _shown(job, call) for job in jobs}))
 
 
@@ -230,15 +235,18 @@ REALM_OPERATIONS: dict[str, Callable[[Realm, Call], Done | Work]] = {
 # -- operations on all realms of the shard -------------------------------------------------------------------------
 
 
-class Realms(NamedTuple):
+class Realms(Protocol):
     """The realms of a shard, to operations on more than one: ask for all that is needed before changing any.
 
-    `get` gives one, an empty one if there is none; it may refuse, because the realm is held or lives elsewhere.
+    `get` gives one, an empty one if there is none; it refuses, by an exception that the shard knows, one that a task
+    holds or that lives elsewhere. `is_free` says whether no task holds it, and refuses one that lives elsewhere.
     """
 
-    get: Callable[[str], Realm]
-    names: Callable[[], Iterable[str]]
-    is_free: Callable[[str], bool]  # whether `get` would not refuse
+    def get(self, name: str) -> Realm: ...
+
+    def names(self) -> Iterable[str]: ...
+
+    def is_free(self, name: str) -> bool: ...
 
 
 def _get_statuses(realms: Realms, call: Call) -> Done:
@@ -307,6 +315,9 @@ def _lease_peeked(realms: Realms, call: Call) -> Done:
         leased.append(None if place is None else leased_job(place, call, name))
     return Done(encode(leased), lease.number if lease else 0)
 
+
+# What changes nothing: a full disk does not hold it up.
+READING = frozenset({"get_job", "get_stats", "get_status", "get_statuses", "get_tag_status", "get_tagged_jobs", "peek"})
 
 SHARD_OPERATIONS: dict[str, Callable[[Realms, Call], Done]] = {
     "bulk_add": _bulk_add,

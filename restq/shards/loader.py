@@ -28,7 +28,7 @@ class Loader:
         realm = Realm(row.key, row.name, row.default_lease_time, self._keys, self._changes)
         realm.epoch = row.epoch
         realm.pinned = bool(row.pinned)
-        realm.task = None if row.task is None else Task(*json.loads(row.task))
+        realm.task = Task.read(row.task)
         realm.exists = True
         self._realms[row.key] = realm
         return realm

@@ -9,15 +9,18 @@ target once more: it answers either that it has the realm by now, or takes it al
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from restq.errors import RestqError
 from restq.pipe import Pipe
-from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, shifted
+from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Task, shifted
 from restq.shards.data import Large
 from restq.shards.loader import Loader
 from restq.shards.realm import Realm
+from restq.shards.removal import dissolve
+from restq.shards.store import StoreFailed
 
 CHUNK_COUNT = 500  # jobs sent at once
 CHUNK_BYTES_MAX = 4 << 20
@@ -25,6 +28,24 @@ RETRY_SECONDS = 0.2
 
 TAKE = b"take"
 HAVE = b"have"
+
+log = logging.getLogger("restq.shard")
+
+
+class ArrivalUnknown(RestqError, ConnectionError):
+    """The target knows nothing of the realm's arrival: it went back to its store meanwhile. Begin again."""
+
+    code = "arrival_unknown"
+    status = 503
+    builtin = ConnectionError
+
+
+class ArrivalRefused(RestqError, ConnectionError):
+    """The target could not take the realm now; the source asks again."""
+
+    code = "arrival_refused"
+    status = 503
+    builtin = ConnectionError
 
 
 class Arrival(NamedTuple):
@@ -68,7 +89,7 @@ class Arrivals:
         shift = first - row.key
         self._keys.next_key = first + (next_key - row.key)
         loader = Loader(self._keys, self._changes)
-        row = row._replace(key=row.key + shift, task='["arrive"]')
+        row = row._replace(key=row.key + shift, task=Task("arrive").text())
         realm = loader.add_realm(row)
         self._changes.realms[row.key] = row
         for queue in queues:
@@ -80,7 +101,7 @@ class Arrivals:
 
     def rows(self, params: list[Any], now: float) -> bytes:
         """Some of its places, each with its job and the job's large data."""
-        loader, realm, shift = self._arriving[params[0]]
+        loader, realm, shift = self._arrival(params[0])
         changes = self._changes
         rows = [(shifted(row, shift, realm.key), payload) for row, payload in params[1]]
         for row, payload in rows:
@@ -90,14 +111,24 @@ class Arrivals:
 
     def end(self, params: list[Any], now: float) -> bytes:
         """All of it came: with the commit of this, it counts."""
-        loader, realm, _ = self._arriving.pop(params[0])
+        loader, realm, _ = self._arrival(params[0])
+        del self._arriving[params[0]]
         loader.finish(now)
         self._admit(realm)
         return HAVE
 
     def forget(self) -> None:
         """Memory goes back to the store; who was sending will begin again."""
+        for arrival in self._arriving.values():
+            arrival.loader.finish(0.0)
+            dissolve(arrival.realm)
         self._arriving.clear()
+
+    def _arrival(self, name: str) -> Arrival:
+        arrival = self._arriving.get(name)
+        if arrival is None:
+            raise ArrivalUnknown(f"realm {name!r} is not on its way in: begin again")
+        return arrival
 
 
 ARRIVAL_OPERATIONS: dict[str, Callable[[Arrivals, list[Any], float], bytes]] = {
@@ -120,7 +151,10 @@ async def send(realm: Realm, next_key: int, payload: Callable[[int], bytes], pat
                 await pipe.connected()
                 await _send_once(realm, next_key, payload, pipe)
                 return
-            except RestqError:
+            except StoreFailed:
+                raise
+            except RestqError as error:
+                log.warning("realm %r does not reach shard %d yet: %s", realm.name, shard, error)
                 await asyncio.sleep(RETRY_SECONDS)
     finally:
         pipe.close()
@@ -138,7 +172,7 @@ async def _send_once(realm: Realm, next_key: int, payload: Callable[[int], bytes
 async def _call(pipe: Pipe, operation: str, params: list[Any]) -> bytes:
     reply = await pipe.call(operation, "", params, b"")
     if reply.status != 200:
-        raise RestqError(f"{operation} was answered with status {reply.status}: {reply.body!r}")
+        raise ArrivalRefused(f"{operation} was answered with status {reply.status}: {reply.body.decode()}")
     return reply.body
 
 

@@ -27,7 +27,6 @@ from restq.shards.shard import Shard
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Store, StoreFailed, StoreRefused
 
-MAIL_BYTES_MAX = 64 << 20  # bodies that wait; beyond it no socket is read
 ROOM_BYTES_MIN = 16 << 20  # a disk that was full takes changes again from here on
 FULL_SECONDS = 1.0
 
@@ -60,12 +59,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """From the loop: a front end is there."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self._process.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """From the loop: the front end is gone; what it asked for is done all the same."""
         self._transport = None
-        self._process.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
         """From the loop: requests, whole or in part."""
@@ -85,12 +82,6 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(self._replies))
         self._replies.clear()
 
-    def pause(self, paused: bool) -> None:
-        """Stop or go on reading: what can't be taken waits with the sender."""
-        if self._transport is not None:
-            with contextlib.suppress(RuntimeError):  # closing already
-                self._transport.pause_reading() if paused else self._transport.resume_reading()
-
 
 class ShardProcess:
     """The loop of one shard over its store."""
@@ -104,18 +95,17 @@ class ShardProcess:
         placement = Placement(settings["count"], settings["elsewhere"])
         self.shard = Shard(settings["index"], placement, settings["default_lease_time"], store.payload)
         self.shard.load(loaded, self._clock.now())
-        self.connections: set[Connection] = set()
         self._moves: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
         self._stopping = False
-        self._paused = False
+        self._failure: BaseException | None = None  # of a move: only a new start helps
 
     def wake(self) -> None:
         """There may be something to do."""
         self._awake.set()
 
     def stop(self) -> None:
-        """End once all that arrived is answered."""
+        """End once all that arrived is answered, but for what waits for a task, which the next start goes on with."""
         self._stopping = True
         self.wake()
 
@@ -124,11 +114,15 @@ class ShardProcess:
         shard = self.shard
         while True:
             while shard.busy or shard.outbox or len(shard.changes):
+                if self._failure is not None:
+                    raise self._failure
                 if self._stopping and not shard.has_mail and not shard.outbox:
                     return  # a removal that is under way goes on with the next start
                 await self._turn()
                 await asyncio.sleep(0)  # read what arrived meanwhile
             self._start_moves()
+            if self._failure is not None:
+                raise self._failure
             if self._stopping:
                 return
             self._awake.clear()
@@ -159,7 +153,6 @@ class ShardProcess:
                 shard.stats.count_call(mail.operation, ended_at - mail.arrived_at)
         shard.stats.count_turn(started_at, ended_at)
         self._start_moves()
-        self._pause()
 
     def _send(self, outbox: list[tuple[Mail, Reply]]) -> None:
         senders = set()
@@ -187,22 +180,24 @@ class ShardProcess:
         disk = os.statvfs(Path(self._settings["path"]).parent)
         if disk.f_bavail * disk.f_frsize >= ROOM_BYTES_MIN:
             self.shard.full = False
+            self.wake()
         else:
             asyncio.get_running_loop().call_later(FULL_SECONDS, self._probe)
 
-    def _pause(self) -> None:
-        paused = self.shard.mail_bytes > (MAIL_BYTES_MAX // 2 if self._paused else MAIL_BYTES_MAX)
-        if paused != self._paused:
-            self._paused = paused
-            for connection in self.connections:
-                connection.pause(paused)
-
     def _start_moves(self) -> None:
+        if self.shard.full:
+            return
         moves, self.shard.moves = self.shard.moves, []
         for mail, target in moves:
             move = asyncio.get_running_loop().create_task(self._move(mail, target))
             self._moves.add(move)
-            move.add_done_callback(self._moves.discard)
+            move.add_done_callback(self._moved)
+
+    def _moved(self, move: asyncio.Task[None]) -> None:
+        self._moves.discard(move)
+        if not move.cancelled() and move.exception() is not None:
+            self._failure = move.exception()
+            self.wake()
 
     async def _move(self, mail: Mail, target: int) -> None:
         shard = self.shard

@@ -34,6 +34,11 @@ class Job:
         self._others: tuple[Place, ...] = ()
 
     @property
+    def data_bytes(self) -> int:
+        """The length of its data as JSON."""
+        return self.data.size if isinstance(self.data, Large) else len(self.data or b"")
+
+    @property
     def places(self) -> tuple[Place, ...]:
         """Its place in each of its queues."""
         return () if self._first is None else (self._first, *self._others)

@@ -9,7 +9,7 @@ The theory. A job stands in one or more queues; each (job, queue) pair is a `Pla
 changed: a lease replaces it by another one. A queue holds its places in two heaps, ordered by the instant
 `at`: `ready`, those whose `at` has come, and `waiting`, those that are leased until then. So a pull never
 meets a leased place, and a lease that ends needs no action but the passing of time. An entry of a heap is
-live while its job still holds that very Place; removing a job touches no heap at all.
+live while its job still holds that very Place, so removing a job touches no heap but by a count.
 
 `key` orders what `at` cannot: keys come from one counter of the shard that only grows, so equal instants are
 served in the order in which they were added, also after a restart.
@@ -17,7 +17,6 @@ served in the order in which they were added, also after a restart.
 
 from __future__ import annotations
 
-import json
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -38,6 +37,7 @@ from restq.shards.queue import NEVER, Job, Lease, Place, Queue, make_place
 from restq.shards.tags import TagIndex
 
 LEASE_SECONDS_MAX = 1e9
+PULL_BYTES_MAX = 32 << 20  # of data in one pull: the job that reaches it is the last
 
 
 # A job to add, its names checked: job id, queue id, data as JSON text or None to say nothing about it, sorted tags.
@@ -93,7 +93,7 @@ class Realm:
     def add(self, new_jobs: Sequence[NewJob], now: float) -> None:
         """Put every job into its queue: all of them, or, where one has other data than before, none.
 
-        A job that exists gets the queue and the tags added; its leases stay as they are. Queues come to be.
+        A job that exists gets the queue and the tags added; its leases stay as they are.
         """
         self.check_add(new_jobs)
         if new_jobs:
@@ -151,14 +151,14 @@ class Realm:
             self._changes.jobs[job.key] = self.job_row(job)
 
     # -- leasing -----------------------------------------------------------------------------------------------
-
     def pull(self, count: int, max_queue: QueueId | None, now: float) -> list[Place]:
         """Lease up to `count` jobs: lowest queue first, longest ready first within it.
 
         A job is never returned twice by one pull, even where it is ready in two queues. Queues above `max_queue`
-        are left alone. An empty realm gives no leases; that is no error.
+        are left alone; so is all else once PULL_BYTES_MAX are reached. An empty realm gives none: that is no error.
         """
         taken: set[str] = set()
+        size = 0
         leased: list[Place] = []
         if not self.jobs or count < 1:
             return leased
@@ -168,11 +168,12 @@ class Realm:
                 break
             queue.advance(now)
             passed_over: list[Place] = []
-            while len(leased) < count and (place := queue.ready.pop()) is not None:
+            while len(leased) < count and size < PULL_BYTES_MAX and (place := queue.ready.pop()) is not None:
                 if place.job.job_id in taken:
                     passed_over.append(place)
                     continue
                 taken.add(place.job.job_id)
+                size += place.job.data_bytes
                 leased.append(self._replace(place, now + queue.lease_time, lease))
             for place in passed_over:
                 queue.ready.push(place)
@@ -369,7 +370,7 @@ class Realm:
 
     def row(self) -> RealmRow:
         """The realm's own row."""
-        task = None if self.task is None else json.dumps(self.task)
+        task = None if self.task is None else self.task.text()
         return RealmRow(self.key, self.name, self.default_lease_time, self.epoch, int(self.pinned), task)
 
     def _write(self, changed: bool = False) -> None:

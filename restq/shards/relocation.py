@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from restq.placement import home
-from restq.shards.changes import Changes, RealmRow, shifted
+from restq.shards.changes import Changes, RealmRow, Task, shifted
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Loaded, Mark
 
@@ -37,6 +37,14 @@ class Found(NamedTuple):
     shard: int
 
 
+class Copy(NamedTuple):
+    """A realm on its way to another file: its row there as long as it does not count, and how its keys are shifted."""
+
+    row: RealmRow
+    target: int
+    shift: int
+
+
 def relocate(data_dir: Path, shard_count: int) -> dict[str, int]:
     """Put each realm where it belongs; returns the shards of the pinned ones. Raises StoreRefused."""
     present = sorted(int(found[1]) for path in data_dir.iterdir() if (found := _NAME.fullmatch(path.name)))
@@ -56,96 +64,99 @@ class _Relocation:
         self._count = shard_count
         self._loaded: dict[int, Loaded] = {shard: store.load() for shard, store in stores.items()}
         self._marks: dict[int, Mark] = {shard: loaded.mark for shard, loaded in self._loaded.items()}
+        self._unkept: dict[int, Changes] = {shard: Changes() for shard in stores}
 
     async def run(self) -> dict[str, int]:
-        counting = await self._settle_copies()
         pinned: dict[str, int] = {}
-        for found in counting.values():
-            row, shard = found
+        leaving: dict[int, list[tuple[RealmRow, int]]] = {}
+        for row, shard in self._settle_copies().values():
             if row.pinned and not _is_moving(row) and shard < self._count:
                 pinned[row.name] = shard
                 continue
             if row.pinned and shard >= self._count:
                 log.warning("realm %r was pinned to shard %d, which is no more: it goes home", row.name, shard)
             target = home(row.name, self._count)
-            if target == shard:
-                await self._tidy(found)
-            else:
+            if target != shard:
                 log.info("realm %r moves from shard %d to shard %d", row.name, shard, target)
-                await self._copy(found, target)
-                await self._remove(row, shard)
+                leaving.setdefault(shard, []).append((row, target))
+            elif row.pinned or _is_moving(row):  # at home there is no pin, and no move under way any more
+                self._unkept[shard].realms[row.key] = row._replace(pinned=0, task=_lasting(row))
+        for shard, realms in leaving.items():
+            await self._copy(shard, realms)
+            self._stores[shard].remove_realms([row.key for row, _ in realms])
         for shard, loaded in self._loaded.items():
-            await self._forget_notes(shard, loaded)
+            # Notes on realms that live elsewhere are made anew from what was found.
+            self._unkept[shard].moved.update(dict.fromkeys(loaded.moved))
+            await self._keep(shard)
         return pinned
 
-    async def _settle_copies(self) -> dict[str, Found]:
+    def _settle_copies(self) -> dict[str, Found]:
         """Remove what does not count; the realms that do, by name."""
         counting: dict[str, Found] = {}
+        doomed: dict[int, list[int]] = {}
         for shard, loaded in self._loaded.items():
             for row in loaded.realms:
                 rival = counting.get(row.name)
-                if row.task is not None and row.task.startswith('["arrive"'):
-                    await self._remove(row, shard)
-                elif rival is None or rival.row.epoch < row.epoch:
-                    counting[row.name] = Found(row, shard)
-                    if rival is not None:
-                        await self._remove(*rival)
-                else:
-                    await self._remove(row, shard)
+                if _kind(row) == "arrive" or (rival is not None and rival.row.epoch >= row.epoch):
+                    doomed.setdefault(shard, []).append(row.key)
+                    continue
+                counting[row.name] = Found(row, shard)
+                if rival is not None:
+                    doomed.setdefault(rival.shard, []).append(rival.row.key)
+        for shard, keys in doomed.items():
+            self._stores[shard].remove_realms(keys)
         return counting
 
-    async def _tidy(self, found: Found) -> None:
-        """A realm at home has no pin, and no move under way any more."""
-        row = found.row
-        moving = _is_moving(row)
-        if row.pinned or moving:
-            changes = Changes()
-            changes.realms[row.key] = row._replace(pinned=0, task=None if moving else row.task)
-            await self._commit(found.shard, changes)
-
-    async def _copy(self, found: Found, target: int) -> None:
-        """Copy a realm in chunks that do not count, and then make the copy count, in one commit."""
-        row, shard = found
-        source = self._marks[shard]
-        first = max(self._marks[target].next_key, source.next_key)
-        shift = first - row.key
-        span = source.next_key - row.key
-        self._marks[target] = self._marks[target]._replace(
-            next_key=first + span, clock=max(self._marks[target].clock, source.clock)
-        )
-        arriving = row._replace(key=row.key + shift, pinned=0, task='["arrive"]')
-        changes = Changes()
-        changes.realms[arriving.key] = arriving
-        for queue in self._loaded[shard].queues:
-            if queue.realm == row.key:
-                changes.queues[queue.key + shift] = queue._replace(key=queue.key + shift, realm=arriving.key)
+    async def _copy(self, shard: int, realms: list[tuple[RealmRow, int]]) -> None:
+        """Copy realms out of a file, which is read once, in chunks that do not count; then make each copy count."""
         store = self._stores[shard]
-        for stored in store.places_of(row.key):
+        copies = {row.key: self._begin(row, shard, target) for row, target in realms}
+        for queue in self._loaded[shard].queues:
+            copy = copies.get(queue.realm)
+            if copy is not None:
+                key = queue.key + copy.shift
+                self._unkept[copy.target].queues[key] = queue._replace(key=key, realm=copy.row.key)
+        for stored in store.places_of(list(copies)):
+            row, target, shift = copies[stored[6]]
             payload = store.payload(stored[5]) if stored[10] else None
-            changes.put(shifted(stored, shift, arriving.key), payload)
-            if len(changes) >= CHUNK_ROWS:
-                await self._commit(target, changes)
-                changes = Changes()
-        task = None if _is_moving(row) else row.task
-        changes.realms[arriving.key] = arriving._replace(epoch=row.epoch + 1, task=task)
-        await self._commit(target, changes)
+            self._unkept[target].put(shifted(stored, shift, row.key), payload)
+            if len(self._unkept[target]) >= CHUNK_ROWS:
+                await self._keep(target)
+        for row, _ in realms:
+            copy = copies[row.key]
+            counts = copy.row._replace(epoch=row.epoch + 1, task=_lasting(row))
+            self._unkept[copy.target].realms[counts.key] = counts
+        for target in {copy.target for copy in copies.values()}:
+            await self._keep(target)
 
-    async def _remove(self, row: RealmRow, shard: int) -> None:
-        self._stores[shard].remove_realm(row.key)
+    def _begin(self, row: RealmRow, shard: int, target: int) -> Copy:
+        source, mark = self._marks[shard], self._marks[target]
+        # No number of the source may be given out again: leases are proven by them.
+        first = max(mark.next_key, source.next_key)
+        shift = first - row.key
+        self._marks[target] = mark._replace(next_key=source.next_key + shift, clock=max(mark.clock, source.clock))
+        arriving = row._replace(key=first, pinned=0, task=Task("arrive").text())
+        self._unkept[target].realms[first] = arriving
+        return Copy(arriving, target, shift)
 
-    async def _forget_notes(self, shard: int, loaded: Loaded) -> None:
-        """Notes on realms that live elsewhere are made anew from what is found."""
-        if loaded.moved:
-            changes = Changes()
-            changes.moved.update(dict.fromkeys(loaded.moved))
-            await self._commit(shard, changes)
+    async def _keep(self, shard: int) -> None:
+        changes = self._unkept[shard].take()
+        if len(changes):
+            mark = self._marks[shard]
+            self._marks[shard] = mark = mark._replace(group=mark.group + 1)
+            await self._stores[shard].commit(changes, mark)
 
-    async def _commit(self, shard: int, changes: Changes) -> None:
-        mark = self._marks[shard]
-        self._marks[shard] = mark = mark._replace(group=mark.group + 1)
-        await self._stores[shard].commit(changes, mark)
+
+def _kind(row: RealmRow) -> str | None:
+    task = Task.read(row.task)
+    return None if task is None else task.kind
 
 
 def _is_moving(row: RealmRow) -> bool:
     """Whether the realm was on its way to another shard, where it may be by now."""
-    return row.task is not None and row.task.startswith('["move"')
+    return _kind(row) == "move"
+
+
+def _lasting(row: RealmRow) -> str | None:
+    """The task that goes on wherever the realm is."""
+    return None if _is_moving(row) else row.task

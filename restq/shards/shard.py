@@ -5,6 +5,13 @@ full. So a realm that gets a flood delays its neighbours by a message at a time,
 always in the order in which it came. A realm that is busy with a long task (a removal in steps, a move to another
 shard) is *held*: its mail waits, its neighbours go on.
 
+    a task           who begins it               its realm         who ends it              after a crash
+    removal          clear, remove tagged,       is held           the last step            goes on from the row
+                     delete
+    move             pin, unpin                  is held           the target's HAVE        asks the target again
+    arrive           another shard's move        counts for        its last rows: it        what came is removed
+                                                 nothing yet       counts from then on
+
 What a turn answers is in `outbox` and what it changed in `changes`; the process commits the one and only then
 sends the other.
 """
@@ -13,18 +20,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from restq import bodies
-from restq.errors import InternalError, RealmNotFound, RestqError, StorageFull
+from restq.errors import InternalError, Overloaded, RealmNotFound, RestqError, StorageFull
 from restq.placement import Placement, home
 from restq.protocol import MOVED, Reply
-from restq.shards.actor import Actor, Held, Mail, no_mail
+from restq.shards.actor import Actor, Elsewhere, Held, Mail, Several, no_mail
 from restq.shards.changes import Changes, Keys, Task
-from restq.shards.commands import NOTHING, REALM_OPERATIONS, SHARD_OPERATIONS, Call, Done, Realms, Work
+from restq.shards.commands import NOTHING, READING, REALM_OPERATIONS, SHARD_OPERATIONS, Call, Done, Work
 from restq.shards.loader import Loader
 from restq.shards.moving import ARRIVAL_OPERATIONS, Arrivals
 from restq.shards.realm import Realm
@@ -33,6 +40,7 @@ from restq.shards.stats import Stats
 from restq.shards.store import Loaded, Mark, StoreFailed
 
 GROUP_ROWS_MAX = 8_000  # a group that changed so many rows is committed before more mail is read
+MAIL_BYTES_MAX = 64 << 20  # of the bodies that wait; one more is refused
 STEP_COUNT = 1_000  # removals in one step of a task: some milliseconds
 
 log = logging.getLogger("restq.shard")
@@ -60,8 +68,8 @@ class Shard:
         self._arrivals = Arrivals(self.keys, self.changes, self.find, self.discard, self.arrive)
         self._actors: dict[str, Actor] = {}
         self._round: deque[Actor] = deque()
-        self._everyone = Actor("")  # mailbox for what concerns several realms: it waits while one of them is held
-        self._anyone = Actor("")  # mailbox for what waits for no realm: figures, and realms that move in
+        self._several = Actor("")  # mailbox for what concerns several realms: it waits while one of them is held
+        self._unheld = Actor("")  # mailbox for what waits for no realm: figures, and realms that move in
         self._working: deque[Actor] = deque()  # removals under way
 
     # -- start -------------------------------------------------------------------------------------------------
@@ -77,7 +85,7 @@ class Shard:
                 dissolve(actor.realm)
         self._actors = {}
         self._round.clear()
-        self._everyone.queued = self._anyone.queued = False
+        self._several.queued = self._unheld.queued = False
         self._working.clear()
         self.moves = []
         self._movers = {}
@@ -93,8 +101,8 @@ class Shard:
             self._take_in(realm)
         for mail in waiting:
             self._deliver(self._actor(mail.realm), mail)
-        self._enqueue(self._everyone)
-        self._enqueue(self._anyone)
+        self._enqueue(self._several)
+        self._enqueue(self._unheld)
 
     def _take_in(self, realm: Realm) -> None:
         """Serve a realm that was loaded, or carry on what it was in the midst of."""
@@ -118,14 +126,18 @@ class Shard:
     # -- mail --------------------------------------------------------------------------------------------------
 
     def receive(self, mail: Mail) -> None:
-        """Take a message; a turn will serve it."""
+        """Take a message; a turn will serve it. What does not fit is refused at once, whoever holds up the others."""
+        if self.mail_bytes + len(mail.body) > MAIL_BYTES_MAX and mail.operation not in ARRIVAL_OPERATIONS:
+            busy = Overloaded(f"shard {self.index} has more requests waiting than fit; nothing was done, try again")
+            self._answer(mail, _refusal(mail, busy))
+            return
         self.mail_bytes += len(mail.body)
         if mail.realm:
             self._deliver(self._actor(mail.realm), mail)
         else:
             # Two shards whose realms cross must not wait for each other behind a call that waits for both.
             waits = mail.operation in SHARD_OPERATIONS
-            self._deliver(self._everyone if waits else self._anyone, mail)
+            self._deliver(self._several if waits else self._unheld, mail)
 
     def _deliver(self, actor: Actor, mail: Mail) -> None:
         actor.mail.append(mail)
@@ -145,7 +157,7 @@ class Shard:
     @property
     def busy(self) -> bool:
         """Whether a turn would find something to do."""
-        return bool(self._round or self._working)
+        return bool(self._round or (self._working and not self.full))
 
     @property
     def has_mail(self) -> bool:
@@ -154,7 +166,7 @@ class Shard:
 
     def turn(self, now: float) -> None:
         """Serve mail, a message a realm in rounds, and carry on one step of one task."""
-        if self._working:
+        if self._working and not self.full:
             self._step()
         while self._round and len(self.changes) < GROUP_ROWS_MAX:
             actor = self._round.popleft()
@@ -180,13 +192,13 @@ class Shard:
         try:
             if mail.operation not in _OPERATIONS:
                 raise InternalError(f"there is no operation {mail.operation!r}")
+            if self.full and mail.operation not in READING:
+                raise StorageFull("there is no room left on the disk: nothing was done")
             if not mail.realm:
-                return self._serve_everyone(mail, call)
+                return self._serve_several(mail, call)
             owner = self.placement.shard_of(mail.realm)
             if owner != self.index:
                 return Reply(mail.request_id, MOVED, b"", owner)
-            if self.full and mail.operation in _ADDING:
-                raise StorageFull("there is no room left on the disk: nothing was done")
             if mail.operation == "place_realm":
                 return self._place(actor, mail)
             realm = actor.realm or self._new_realm(mail.realm)
@@ -197,15 +209,14 @@ class Shard:
             raise
         except RestqError as error:
             self.stats.count_error(mail.operation, error.code)
-            return Reply(mail.request_id, error.status, encode(error.to_reply()))
+            return _refusal(mail, error)
         except Held:
             raise
         except Exception:
             log.exception("shard %d: operation %s failed", self.index, mail.operation)
             if len(self.changes):
                 raise  # perhaps half done: only the file knows what is true
-            defect = InternalError("restq met a defect of its own; nothing was done")
-            return Reply(mail.request_id, defect.status, encode(defect.to_reply()))
+            return _refusal(mail, InternalError("restq met a defect of its own; nothing was done"))
 
     def _new_realm(self, name: str) -> Realm:
         """An empty realm, which comes to be when something is written to it."""
@@ -227,50 +238,22 @@ class Shard:
         """Large data of this turn, or of the store."""
         return self.changes.payloads.get(key) or self._stored_payload(key)
 
-    # -- all realms ----------------------------------------------------------------------------------------------
+    # -- several realms ------------------------------------------------------------------------------------------
 
-    def _serve_everyone(self, mail: Mail, call: Call) -> Reply:
+    def _serve_several(self, mail: Mail, call: Call) -> Reply:
         if mail.operation == "get_stats":
             return Reply(mail.request_id, 200, encode(self.stats.report(self.index, self._counts())))
-        if self.full and mail.operation in _ADDING:
-            raise StorageFull("there is no room left on the disk: nothing was done")
         if mail.operation in ARRIVAL_OPERATIONS:
             body = ARRIVAL_OPERATIONS[mail.operation](self._arrivals, mail.params, call.now)
             return Reply(mail.request_id, 200, body)
-        touched: dict[str, tuple[Actor, Realm]] = {}
-
-        def get(name: str) -> Realm:
-            owner = self.placement.shard_of(name)
-            if owner != self.index:
-                raise _Moved(name, owner)
-            actor = self._actor(name)
-            if actor.held:
-                raise Held
-            if name not in touched:
-                touched[name] = (actor, actor.realm or self._new_realm(name))
-            return touched[name][1]
-
+        several = Several(self.index, self.placement, self._actors, self._new_realm)
         try:
-            if mail.operation == "lease_peeked":  # that one has moved is said before anything is leased
-                for name, _, _ in call.params[0]:
-                    self._is_free(name)
-            done = SHARD_OPERATIONS[mail.operation](Realms(get, self._names, self._is_free), call)
-        except _Moved as moved:
-            return Reply(mail.request_id, MOVED, moved.realm.encode(), moved.shard)
+            return _ok(mail, SHARD_OPERATIONS[mail.operation](several, call))
+        except Elsewhere as elsewhere:
+            return Reply(mail.request_id, MOVED, elsewhere.realm.encode(), elsewhere.shard)
         finally:
-            for actor, realm in touched.values():
-                self._settle(actor, realm)
-        return _ok(mail, done)
-
-    def _names(self) -> Iterator[str]:
-        return iter([name for name, actor in self._actors.items() if actor.realm is not None])
-
-    def _is_free(self, name: str) -> bool:
-        owner = self.placement.shard_of(name)
-        if owner != self.index:
-            raise _Moved(name, owner)
-        actor = self._actors.get(name)
-        return not (actor and actor.held)
+            for name, realm in several.touched.items():
+                self._settle(self._actor(name), realm)
 
     def _counts(self) -> dict[str, dict[str, Any]]:
         realms = ((name, actor.realm) for name, actor in self._actors.items())
@@ -312,7 +295,7 @@ class Shard:
         actor.held = False
         self._enqueue(actor)
         self._forget(actor)
-        self._enqueue(self._everyone)
+        self._enqueue(self._several)
 
     # -- moves -----------------------------------------------------------------------------------------------------
 
@@ -324,10 +307,9 @@ class Shard:
         realm = actor.realm
         if realm is None:
             raise RealmNotFound(f"realm {mail.realm!r} does not exist: it comes to be with its first job", "realm")
-        if target == self.index:
-            realm.set_pinned(pinned)
-            return Reply(mail.request_id, 200, NOTHING)
         realm.set_pinned(pinned)
+        if target == self.index:
+            return Reply(mail.request_id, 200, NOTHING)
         realm.set_task(Task("move", target))
         actor.held = True
         self.moves.append((mail, target))
@@ -371,25 +353,30 @@ class Shard:
     # -- replies -----------------------------------------------------------------------------------------------------
 
     def refuse(self, outbox: list[tuple[Mail, Reply]], why: StorageFull) -> list[tuple[Mail, Reply]]:
-        """What to send instead of these replies, and to who waits for a task, where the group could not be kept."""
-        mails = [mail for mail, _ in outbox]
-        mails += [actor.work[1] for actor in self._working if actor.work is not None and actor.work[1] is not None]
-        mails += self._movers.values()
-        body = encode(why.to_reply())
-        return [(mail, Reply(mail.request_id, why.status, body)) for mail in mails]
+        """What to send instead of these replies, where the group could not be kept: reads are asked once more.
+
+        Who waits for a task is told, too: whether it began in this group, and is undone, or in an earlier one.
+        """
+        refused: list[tuple[Mail, Reply]] = []
+        for mail, _ in outbox:
+            if mail.operation in READING:
+                self.receive(mail)
+            else:
+                refused.append((mail, _refusal(mail, why)))
+        perhaps = StorageFull("there is no room left on the disk: if this had begun, it goes on once there is")
+        waiting = [actor.work[1] for actor in self._working if actor.work is not None and actor.work[1] is not None]
+        refused += [(mail, _refusal(mail, perhaps)) for mail in (*waiting, *self._movers.values())]
+        return refused
 
     def _answer(self, mail: Mail, reply: Reply) -> None:
         self.outbox.append((mail, reply))
 
 
-class _Moved(Exception):
-    def __init__(self, realm: str, shard: int) -> None:
-        self.realm = realm
-        self.shard = shard
-
-
 _OPERATIONS = {*REALM_OPERATIONS, *SHARD_OPERATIONS, *ARRIVAL_OPERATIONS, "get_stats", "place_realm"}
-_ADDING = frozenset({"add_job", "add_jobs", "bulk_add", "configure", "move_job", "move_job_by_path", "place_realm"})
+
+
+def _refusal(mail: Mail, error: RestqError) -> Reply:
+    return Reply(mail.request_id, error.status, encode(error.to_reply()))
 
 
 def _ok(mail: Mail, done: Done) -> Reply:

@@ -10,6 +10,7 @@ To change the format: raise `FORMAT`, and give `_MIGRATIONS` the statements that
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ _PUT = {
     table: f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * count)})" for table, count in _COLUMN_COUNTS.items()
 }
 _DROP = {table: f"DELETE FROM {table} WHERE {'name' if table == 'moved' else 'key'} = ?" for table in _COLUMN_COUNTS}
+_LISTED = "(SELECT value FROM json_each(?))"  # of a JSON array: however long, it is one parameter
 
 
 class SqliteStore:
@@ -106,26 +108,27 @@ class SqliteStore:
             raise StoreRefused(_refusal(self.path, error)) from error
         return Loaded(mark, realms, queues, moved, self._places())
 
-    def places_of(self, realm_key: int) -> Iterator[Stored]:
-        """The places of one realm, as `load` gives all. Reads the whole file."""
-        return self._places("WHERE jobs.realm = ?", (realm_key,))
+    def places_of(self, realm_keys: list[int]) -> Iterator[Stored]:
+        """The places of these realms, as `load` gives all. Reads the whole file."""
+        return self._places(f"WHERE jobs.realm IN {_LISTED}", (json.dumps(realm_keys),))
 
-    def remove_realm(self, realm_key: int) -> None:
-        """Remove all rows of a realm, in one transaction. Reads the whole file."""
-        jobs = "(SELECT key FROM jobs WHERE realm = ?)"
+    def remove_realms(self, realm_keys: list[int]) -> None:
+        """Remove all rows of these realms, in one transaction. Reads the whole file."""
+        keys = (json.dumps(realm_keys),)
+        jobs = f"(SELECT key FROM jobs WHERE realm IN {_LISTED})"
         execute = self._database.execute
         try:
             execute("BEGIN IMMEDIATE")
-            execute(f"DELETE FROM places WHERE job IN {jobs}", (realm_key,))
-            execute(f"DELETE FROM payloads WHERE key IN {jobs}", (realm_key,))
-            execute("DELETE FROM jobs WHERE realm = ?", (realm_key,))
-            execute("DELETE FROM queues WHERE realm = ?", (realm_key,))
-            execute("DELETE FROM realms WHERE key = ?", (realm_key,))
+            execute(f"DELETE FROM places WHERE job IN {jobs}", keys)
+            execute(f"DELETE FROM payloads WHERE key IN {jobs}", keys)
+            execute(f"DELETE FROM jobs WHERE realm IN {_LISTED}", keys)
+            execute(f"DELETE FROM queues WHERE realm IN {_LISTED}", keys)
+            execute(f"DELETE FROM realms WHERE key IN {_LISTED}", keys)
             execute("COMMIT")
         except sqlite3.Error as error:
             self._give_up(error)
 
-    def _places(self, where: str = "", values: tuple[int, ...] = ()) -> Iterator[Stored]:
+    def _places(self, where: str = "", values: tuple[str, ...] = ()) -> Iterator[Stored]:
         """Streams, as plain tuples: at a start a million rows pass here, and naming their fields costs a second."""
         select = (
             "SELECT places.key, places.queue, places.at, places.leased_at, places.lease, jobs.* FROM places"

@@ -37,6 +37,7 @@ from restq.web.everywhere import Everywhere, Outcome
 
 BODIES_BYTES_MAX = 256 << 20  # of all bodies that this front end holds at a time
 DRAIN_FACTOR = 8  # a body up to so many times too large is read to its end, so that the client sees the refusal
+LENGTH_DIGITS_MAX = 18  # a Content-Length with more is Tornado's to refuse
 HOPS_MAX = 8  # how often a request follows a realm that moves
 RETRY_AFTER_SECONDS = 1
 
@@ -134,9 +135,10 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._app.opened()
         length = headers.get("Content-Length", "")
         self._connection.set_max_body_size(self._app.body_bytes_max * DRAIN_FACTOR)
-        if length.isdecimal() and int(length) > self._app.body_bytes_max:
+        size = int(length) if length.isdecimal() and len(length) <= LENGTH_DIGITS_MAX else 0
+        if size > self._app.body_bytes_max:
             self._refusal = self._too_large()
-            if headers.get("Expect") or int(length) > self._app.body_bytes_max * DRAIN_FACTOR:
+            if headers.get("Expect") or size > self._app.body_bytes_max * DRAIN_FACTOR:
                 self._refuse(self._refusal)
         return None
 
@@ -183,11 +185,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             found = routes.match(self._method, self._target)
             self._route = found.route
             self._begin(found, self._body())
-        except RestqError as error:
-            self._refuse(error)
-        except Exception:
-            log.exception("%s %s failed", self._method, self._target[:200])
-            self._refuse(InternalError("restq met a defect of its own"))
+        except Exception as error:
+            self._refuse_any(error)
 
     def _body(self) -> bytes:
         """The body as JSON."""
@@ -234,8 +233,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             if self._hops > HOPS_MAX:
                 raise ShardUnavailable(f"realm {self._realm!r} is on the move; nothing was done, try again")
             self._ask()
-        except RestqError as error:
-            self._refuse(error)
+        except Exception as error:
+            self._refuse_any(error)
 
     def _deliver(self, reply: Reply) -> None:
         if reply.extra and self._route.leases and self._connection.stream.closed():
@@ -254,11 +253,8 @@ class Exchange(httputil.HTTPMessageDelegate):
     async def _ask_everywhere(self, work: Awaitable[Outcome]) -> None:
         try:
             outcome = await work
-        except RestqError as error:
-            self._refuse(error)
-        except Exception:
-            log.exception("%s %s failed", self._method, self._target[:200])
-            self._refuse(InternalError("restq met a defect of its own"))
+        except Exception as error:
+            self._refuse_any(error)
         else:
             if self._connection.stream.closed():
                 for realm, lease, pairs in outcome.leases:
@@ -266,6 +262,13 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._respond(outcome.status, outcome.body, outcome.content_type)
 
     # -- answering -----------------------------------------------------------------------------------------------------
+
+    def _refuse_any(self, error: Exception) -> None:
+        """Every request is answered, whatever happens to it."""
+        if not isinstance(error, RestqError):
+            log.error("%s %s failed", self._method, self._target[:200], exc_info=error)
+            error = InternalError("restq met a defect of its own; whether the request was done is not known")
+        self._refuse(error)
 
     def _refuse(self, error: RestqError) -> None:
         self._respond(error.status, json.dumps(error.to_reply()).encode(), error=error)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from restq import bodies, names
-from restq.errors import FieldInvalid, RestqError, ShardStarting, ShardUnavailable, from_reply
+from restq.errors import FieldInvalid, RestqError, ShardStarting, ShardUnavailable, StorageFull, from_reply
 from restq.names import QueueId
 from restq.pipe import Pipe
 from restq.placement import Placement
@@ -90,6 +90,7 @@ class Everywhere:
     def __init__(self, pipes: list[Pipe], placement: Placement) -> None:
         self._pipes = pipes
         self._placement = placement
+        self._undoing: set[asyncio.Task[None]] = set()
 
     # -- asking shards -------------------------------------------------------------------------------------------------
 
@@ -147,8 +148,11 @@ class Everywhere:
                 continue  # what was added already is added again, which changes nothing
             except ShardStarting:
                 raise
-            except ShardUnavailable as lost:
-                raise ShardUnavailable(f"{lost}; adding the same jobs again does no harm") from None
+            except (ShardUnavailable, StorageFull) as lost:
+                if len(adds) == 1:
+                    raise
+                told = f"{lost.message}; jobs of other shards may have been added, and adding them again does no harm"
+                raise type(lost)(told) from None
             return NOTHING
         raise ShardUnavailable("a realm is on the move; adding the same jobs again does no harm, try again")
 
@@ -199,7 +203,13 @@ class Everywhere:
         leases: list[tuple[str, int, list[tuple[str, QueueId]]]] = []
         for _ in range(ROUNDS_MAX):
             wanted = count - len(pulled)
-            best = [found for found in await self._peek(count, last, realms) if found[2] not in pulled][:wanted]
+            try:
+                found = await self._peek(count, last, realms)
+            except RestqError:
+                if pulled:
+                    break  # what was leased in an earlier round is not lost with this one
+                raise
+            best = [candidate for candidate in found if candidate[2] not in pulled][:wanted]
             if not best or wanted < 1:
                 break
             lost = False
@@ -235,7 +245,10 @@ class Everywhere:
                 continue
             found: list[list[Any]] = [entry for reply in replies.values() for entry in json.loads(reply.body)]
             found.sort(key=lambda entry: (names.queue_order(entry[3]), entry[0], entry[1], entry[2]))
-            return list({entry[2]: entry for entry in reversed(found)}.values())[::-1]
+            best: dict[str, list[Any]] = {}
+            for entry in found:
+                best.setdefault(entry[2], entry)
+            return list(best.values())
         raise ShardUnavailable("a realm is on the move; nothing was leased, try again")
 
     async def _lease(self, best: list[list[Any]]) -> list[tuple[LeasedJob | None, int]]:
@@ -265,9 +278,18 @@ class Everywhere:
 
     def undo(self, realm: str, lease: int, pairs: list[tuple[str, QueueId]]) -> None:
         """Give back what was leased for a client that is gone. If this fails too, the lease runs out."""
+        task = asyncio.ensure_future(self._undo(realm, lease, pairs))
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+
+    async def _undo(self, realm: str, lease: int, pairs: list[tuple[str, QueueId]]) -> None:
         try:
-            future = self._pipes[self._placement.shard_of(realm)].call("undo_pull", realm, [lease, pairs], b"")
-            future.add_done_callback(lambda done: done.exception())
+            for _ in range(ATTEMPTS_MAX):
+                pipe = self._pipes[self._placement.shard_of(realm)]
+                reply = await pipe.call("undo_pull", realm, [lease, pairs], b"")
+                if reply.status != MOVED:
+                    return
+                self._placement.learn(realm, reply.extra)
         except RestqError as error:
             log.info("a pull could not be undone: %s", error)
 

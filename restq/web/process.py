@@ -13,7 +13,6 @@ import sys
 import time
 from typing import Any
 
-from tornado import httputil
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
@@ -56,7 +55,7 @@ class Server(HTTPServer):
     def _http1_connections(self) -> list[HTTP1ServerConnection]:
         return [connection for connection in self._connections if isinstance(connection, HTTP1ServerConnection)]
 
-    def close_idle(self) -> None:
+    def close_connections(self) -> None:
         """Close what is left."""
         for connection in list(self._connections):
             assert isinstance(connection, HTTP1ServerConnection), "HTTP/1 is what Tornado speaks"
@@ -75,7 +74,6 @@ async def serve(settings: dict[str, Any]) -> None:
     await asyncio.wait([connecting, ending], return_when=asyncio.FIRST_COMPLETED)
     if stopping.is_set():
         return
-    httputil.set_parse_body_config(httputil.ParseBodyConfig(multipart=httputil.ParseMultipartConfig(enabled=False)))
     app = App(pipes, Placement(len(pipes), settings["elsewhere"]), settings["body_bytes_max"], settings["debug"])
     server = Server(
         app,
@@ -92,7 +90,7 @@ async def serve(settings: dict[str, Any]) -> None:
     ends_at = time.monotonic() + DRAIN_SECONDS
     await app.drain(DRAIN_SECONDS)
     await server.flush(ends_at - time.monotonic())
-    server.close_idle()
+    server.close_connections()
     for pipe in pipes:
         pipe.close()
 
