@@ -141,6 +141,7 @@ def shard(body: bytes, shard_count: int) -> int:
     return number
 
 
+_LENGTH = re.compile(r"Expected `array` of length ([0-9]+).*", re.DOTALL)
 _WHOLE = re.compile(r"-?[0-9]{1,20}")
 _AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
@@ -167,6 +168,10 @@ def _wrong_field(problem: str) -> RestqError:
         field = f"{where}.{unknown[1]}".lstrip(".")
         field = field if field.isprintable() else ascii(field)
         return FieldInvalid(f"{field}: there is no such field here", field)
+    if problem in ("Integer value out of range", "Number out of range"):
+        return FieldInvalid(f"{where or 'the body'}: must fit into 64 bits", where or None)
+    if length := _LENGTH.fullmatch(problem):
+        problem = f"must be an array of {length[1]} values"
     if types := _TYPES.fullmatch(problem):
         problem = f"must be {_in_words(types[1])}, not {_in_words(types[2])}"
     return FieldTypeWrong(f"{where or 'the body'}: {problem}", where or None)

@@ -121,7 +121,8 @@ class Supervisor:
         print(f"restq serves {uri} with {webapp.shards} shards; its data is in {self._data_dir}", flush=True)
         if not webapp.quiet:
             print("Try in another shell:", flush=True)
-            option = "" if uri == self._config.client.uri else f" --uri {uri}"
+            usual = self._config.client.uri.replace("//localhost:", "//127.0.0.1:")
+            option = "" if uri == usual else f" --uri {uri}"
             print(f"  restq add{option} --tags=work 'ls -lah'", flush=True)
             print(f"  restq pull{option}", flush=True)
             print(f"  restq status{option}", flush=True)
@@ -179,6 +180,8 @@ def lock_directory(data_dir: Path, listening: socket.socket) -> int:
     """Take the data directory for this process, or raise ServerRefused with the name of who has it."""
     if len(os.fsencode(data_dir)) + len("/shard-0000.sock") > SOCKET_PATH_BYTES_MAX:
         raise ServerRefused(f"the path of the data directory is too long for the sockets in it: {data_dir}")
+    if data_dir.exists() and not data_dir.is_dir():
+        raise ServerRefused(f"the data directory {data_dir} can't be used: it is not a directory")
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -190,8 +193,12 @@ def lock_directory(data_dir: Path, listening: socket.socket) -> int:
         holder = os.read(lock, 200).decode(errors="replace").strip()
         os.close(lock)
         raise ServerRefused(f"the data directory {data_dir} is in use by {holder or 'another server'}") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()}, which serves {address_of(listening)}\n".encode(), 0)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()}, which serves {address_of(listening)}\n".encode(), 0)
+    except OSError as error:
+        os.close(lock)
+        raise ServerRefused(f"the data directory {data_dir} can't be used: {error.strerror}") from None
     return lock
 
 

@@ -93,7 +93,6 @@ def test_reading_body_without_required_field_names_it(shape: type[Any], body: by
         (bodies.JobBody, b'{"queue_id":1.5}', "queue_id", "not a number"),
         (bodies.JobBody, b'{"queue_id":true}', "queue_id", "not a boolean"),
         (bodies.JobBody, b'{"queue_id":[1]}', "queue_id", "not an array"),
-        (bodies.JobBody, b'{"queue_id":' + BIG + b"}", "queue_id", "out of range"),
         (bodies.JobBody, b'{"queue_id":0,"tags":"x"}', "tags", "not a string"),
         (bodies.JobBody, b'{"queue_id":0,"tags":["a",1]}', "tags[1]", "not an integer"),
         (bodies.JobBody, b'{"queue_id":0,"tags":{}}', "tags", "not an object"),
@@ -101,15 +100,12 @@ def test_reading_body_without_required_field_names_it(shape: type[Any], body: by
         (bodies.BulkAdd, b'{"jobs":[1]}', "jobs[0]", "not an integer"),
         (bodies.BulkAdd, b'{"jobs":[{"job_id":null,"queue_id":0}]}', "jobs[0].job_id", "not null"),
         (bodies.BulkAdd, b'{"jobs":[{"job_id":true,"queue_id":0}]}', "jobs[0].job_id", "not a boolean"),
-        (bodies.BulkAdd, b'{"jobs":[{"job_id":' + BIG + b',"queue_id":0}]}', "jobs[0].job_id", "out of range"),
-        (bodies.BulkAdd, b'{"jobs":[{"job_id":1e999,"queue_id":0}]}', "jobs[0].job_id", "out of range"),
-        (bodies.BulkRemove, b'{"jobs":["a",[]]}', "jobs[1]", "length 2"),
+        (bodies.BulkRemove, b'{"jobs":["a",[]]}', "jobs[1]", "array of 2 values"),
         (bodies.BulkRemove, b'{"jobs":"a"}', "jobs", "not a string"),
-        (bodies.BulkRemovePairs, b'{"jobs":[["a"]]}', "jobs[0]", "length 2"),
+        (bodies.BulkRemovePairs, b'{"jobs":[["a"]]}', "jobs[0]", "array of 2 values"),
         (bodies.BulkRemovePairs, b'{"jobs":[["a",1],[1,1]]}', "jobs[1][0]", "not an integer"),
         (bodies.Config, b'{"default_lease_time":"1"}', "default_lease_time", "not a string"),
-        (bodies.Config, b'{"default_lease_time":1e999}', "default_lease_time", "out of range"),
-        (bodies.Config, b'{"queue_lease_time":[1]}', "queue_lease_time", "length 2"),
+        (bodies.Config, b'{"queue_lease_time":[1]}', "queue_lease_time", "array of 2 values"),
         (bodies.Config, b'{"queue_lease_time":[1,null]}', "queue_lease_time[1]", "not null"),
         (bodies.Pull, b'{"count":"1"}', "count", "not a string"),
         (bodies.Pull, b'{"count":1.5}', "count", "not a number"),
@@ -243,3 +239,19 @@ def test_job_ids_with_bad_one_name_its_index() -> None:
 def test_job_ids_of_another_realm_are_refused() -> None:
     with pytest.raises(FieldInvalid, match=r"jobs\[1\]: is in realm 'there', not in 'here'"):
         bodies.job_ids([("here", 1), ("there", 1)], "here")
+
+
+@pytest.mark.parametrize(
+    ("shape", "body", "field"),
+    [
+        (bodies.JobBody, b'{"queue_id":' + BIG + b"}", "queue_id"),
+        (bodies.BulkAdd, b'{"jobs":[{"job_id":' + BIG + b',"queue_id":0}]}', "jobs[0].job_id"),
+        (bodies.BulkAdd, b'{"jobs":[{"job_id":1e999,"queue_id":0}]}', "jobs[0].job_id"),
+        (bodies.Config, b'{"default_lease_time":1e999}', "default_lease_time"),
+    ],
+)
+def test_reading_number_beyond_64_bits_says_so(shape: type[Any], body: bytes, field: str) -> None:
+    error = refusal(shape, body)
+    assert isinstance(error, FieldInvalid)
+    assert error.field == field
+    assert "64 bits" in error.message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import msgpack
@@ -204,6 +206,18 @@ def test_get_root_shows_every_realm_of_every_shard(start_server: StartServer, re
 
 def test_get_health_and_readiness_answer(server: Server) -> None:
     assert ask(server, "GET", "/healthz").ok() == {}
+    assert ask(server, "GET", "/readyz").ok() == {}
+
+
+def test_get_readiness_while_a_shard_stands_still_is_503(start_server: StartServer) -> None:
+    server = start_server()
+    pid = ask(server, "GET", "/performance/shards").ok()["shards"][1]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        ask(server, "GET", "/readyz").refused(503, "ConnectionError", "shard_unavailable")
+        ask(server, "GET", "/healthz").ok()
+    finally:
+        os.kill(pid, signal.SIGCONT)
     assert ask(server, "GET", "/readyz").ok() == {}
 
 

@@ -21,6 +21,9 @@ class Sender(Protocol):
     def flush(self) -> None:
         """Send what gathered."""
 
+    async def drain(self) -> None:
+        """Wait until most of it was taken."""
+
 
 class Mail(NamedTuple):
     """A request as it arrived, from whom and when (monotonic seconds)."""
@@ -102,6 +105,9 @@ class _Nobody:
 
     def flush(self) -> None:
         """Nothing gathered."""
+
+    async def drain(self) -> None:
+        """Nothing to wait for."""
 
 
 def no_mail(realm: str) -> Mail:

@@ -27,6 +27,8 @@ from restq.shards.shard import Shard
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Store, StoreFailed, StoreRefused
 
+WRITE_BYTES_MAX = 32 << 20  # of replies that a front end has not taken yet; beyond it the shard waits for it
+DRAIN_SECONDS = 10.0
 ROOM_BYTES_MIN = 16 << 20  # a disk that was full takes changes again from here on
 FULL_SECONDS = 1.0
 
@@ -55,14 +57,18 @@ class Connection(asyncio.Protocol):
         self._frames = Frames()
         self._transport: asyncio.Transport | None = None
         self._replies: list[bytes] = []
+        self._drained = asyncio.Event()
+        self._drained.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """From the loop: a front end is there."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._transport.set_write_buffer_limits(high=WRITE_BYTES_MAX)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """From the loop: the front end is gone; what it asked for is done all the same."""
         self._transport = None
+        self._drained.set()
 
     def data_received(self, data: bytes) -> None:
         """From the loop: requests, whole or in part."""
@@ -76,11 +82,29 @@ class Connection(asyncio.Protocol):
         """Send a reply with the next flush."""
         self._replies.append(pack(reply))
 
+    def pause_writing(self) -> None:
+        """From the loop: the front end reads more slowly than it is answered."""
+        self._drained.clear()
+
+    def resume_writing(self) -> None:
+        """From the loop: it caught up."""
+        self._drained.set()
+
     def flush(self) -> None:
         """Send what gathered."""
         if self._replies and self._transport is not None:
             self._transport.write(b"".join(self._replies))
         self._replies.clear()
+
+    async def drain(self) -> None:
+        """Wait until the front end has taken what it was sent, but for the last of it; one that stands still is cut."""
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._drained.wait()
+        except TimeoutError:
+            log.warning("a front end took no reply for %.0f s and is cut off", DRAIN_SECONDS)
+            if self._transport is not None:
+                self._transport.abort()
 
 
 class ShardProcess:
@@ -146,7 +170,7 @@ class ShardProcess:
                 shard.stats.group_count += 1
                 shard.stats.row_count += len(changes)
                 shard.stats.commit_seconds += time.monotonic() - commit_at
-        self._send(outbox)
+        await self._send(outbox)
         ended_at = time.monotonic()
         for mail, _ in outbox:
             if mail.arrived_at:  # else the shard asked itself
@@ -154,13 +178,15 @@ class ShardProcess:
         shard.stats.count_turn(started_at, ended_at)
         self._start_moves()
 
-    def _send(self, outbox: list[tuple[Mail, Reply]]) -> None:
+    async def _send(self, outbox: list[tuple[Mail, Reply]]) -> None:
         senders = set()
         for mail, reply in outbox:
             mail.sender.reply(reply)
             senders.add(mail.sender)
         for sender in senders:
             sender.flush()
+        for sender in senders:
+            await sender.drain()
 
     def _roll_back(self, full: StorageFull, outbox: list[tuple[Mail, Reply]]) -> list[tuple[Mail, Reply]]:
         """The group was not kept: nobody is told otherwise, and memory goes back to what the file says."""

@@ -40,6 +40,7 @@ from restq.shards.stats import Stats
 from restq.shards.store import Loaded, Mark, StoreFailed
 
 GROUP_ROWS_MAX = 8_000  # a group that changed so many rows is committed before more mail is read
+TURN_REPLY_BYTES_MAX = 16 << 20  # replies that are sent before more mail is read
 MAIL_BYTES_MAX = 64 << 20  # of the bodies that wait; one more is refused
 STEP_COUNT = 1_000  # removals in one step of a task: some milliseconds
 
@@ -60,6 +61,7 @@ class Shard:
         self.outbox: list[tuple[Mail, Reply]] = []
         self.stats = Stats()
         self.mail_bytes = 0  # of the bodies that wait
+        self._reply_bytes = 0  # of the replies of this turn
         self.moves: list[tuple[Mail, int]] = []  # moves to other shards that the process is to carry out
         self._movers: dict[str, Mail] = {}  # who waits for a move, by realm
         self.full = False  # the disk is: changes are refused until a probe finds room
@@ -166,9 +168,10 @@ class Shard:
 
     def turn(self, now: float) -> None:
         """Serve mail, a message a realm in rounds, and carry on one step of one task."""
+        self._reply_bytes = 0
         if self._working and not self.full:
             self._step()
-        while self._round and len(self.changes) < GROUP_ROWS_MAX:
+        while self._round and len(self.changes) < GROUP_ROWS_MAX and self._reply_bytes < TURN_REPLY_BYTES_MAX:
             actor = self._round.popleft()
             actor.queued = False
             mail = actor.mail.popleft()
@@ -369,6 +372,7 @@ class Shard:
         return refused
 
     def _answer(self, mail: Mail, reply: Reply) -> None:
+        self._reply_bytes += len(reply.body)
         self.outbox.append((mail, reply))
 
 

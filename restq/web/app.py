@@ -36,6 +36,7 @@ from restq.web import routes
 from restq.web.everywhere import Everywhere, Outcome
 
 BODIES_BYTES_MAX = 256 << 20  # of all bodies that this front end holds at a time
+REPLIES_BYTES_MAX = 256 << 20  # of replies on their way to slow clients: beyond it requests are refused
 DRAIN_FACTOR = 8  # a body up to so many times too large is read to its end, so that the client sees the refusal
 LENGTH_DIGITS_MAX = 18  # a Content-Length with more is Tornado's to refuse
 HOPS_MAX = 8  # how often a request follows a realm that moves
@@ -60,6 +61,7 @@ class App(httputil.HTTPServerConnectionDelegate):
         self.body_bytes_max = body_bytes_max
         self.debug = debug
         self.held_bytes = 0
+        self.reply_bytes = 0
         self._open_count = 0
         self.everywhere = Everywhere(pipes, placement)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,6 +88,10 @@ class App(httputil.HTTPServerConnectionDelegate):
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         """From Tornado: a request begins."""
         return Exchange(self, request_conn)
+
+    def reply_sent(self, size: int) -> None:
+        """A reply that took its time has left, or never will."""
+        self.reply_bytes -= size
 
     def run(self, work: Awaitable[None]) -> None:
         """Let a coroutine run to its end."""
@@ -179,9 +185,15 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def finish(self) -> None:
         """From Tornado: the request is complete."""
+        if self._connection.stream.closed():  # of what a client sent ahead nothing is begun once it is gone
+            self._release()
+            self._close()
+            return
         try:
             if self._refusal is not None:
                 raise self._refusal
+            if self._app.reply_bytes > REPLIES_BYTES_MAX:
+                raise Overloaded("more replies wait for slow clients than fit; nothing was done, try again")
             found = routes.match(self._method, self._target)
             self._route = found.route
             self._begin(found, self._body())
@@ -293,7 +305,10 @@ class Exchange(httputil.HTTPMessageDelegate):
             headers["Connection"] = "close"
         start_line = httputil.ResponseStartLine("HTTP/1.1", status, HTTPStatus(status).phrase)
         try:
-            self._connection.write_headers(start_line, headers, None if self._method == "HEAD" else body)
+            sent = self._connection.write_headers(start_line, headers, None if self._method == "HEAD" else body)
+            if self._connection.stream.writing():
+                self._app.reply_bytes += len(body)
+                sent.add_done_callback(lambda _: self._app.reply_sent(len(body)))
             self._connection.finish()
         except iostream.StreamClosedError:
             log.debug("the client of %s %s is gone", self._method, self._target[:200])
@@ -305,7 +320,8 @@ def _from_msgpack(body: bytes) -> bytes:
         value = msgpack.unpackb(body, strict_map_key=True)
         return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise BodyMalformed(f"the body is not msgpack that JSON could say too: {error}") from None
+        why = str(error) or "it is nested too deeply or not complete"
+        raise BodyMalformed(f"the body is not msgpack that JSON could say too: {why}") from None
 
 
 EVERYWHERE: dict[str, Callable[[Everywhere, list[str | None], bytes], Awaitable[Outcome]]] = {

@@ -24,6 +24,7 @@ from restq.placement import Placement
 from restq.protocol import MOVED, Reply
 from restq.web.metrics import CONTENT_TYPE, exposition
 
+READY_SECONDS = 2.0
 ROUNDS_MAX = 4  # a pull asks again where others took its candidates meanwhile
 ATTEMPTS_MAX = 8  # beside one for each realm: a call is split anew where a realm moved meanwhile
 
@@ -307,8 +308,12 @@ class Everywhere:
         return NOTHING
 
     async def get_readiness(self, query: list[str | None], body: bytes) -> Outcome:
-        """GET /readyz: every shard answers."""
-        await self._ask_all("get_stats")
+        """GET /readyz: every shard answers, and soon."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self._ask_all("get_stats")
+        except TimeoutError:
+            raise ShardUnavailable(f"a shard did not answer within {READY_SECONDS:g} s") from None
         return NOTHING
 
     async def get_performance(self, query: list[str | None], body: bytes) -> Outcome:

@@ -7,6 +7,7 @@ all that arrived.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -28,6 +29,7 @@ BODY_SECONDS = 30.0
 HEADER_BYTES_MAX = 32 << 10  # a job id of 8 KiB, percent-encoded, fits
 CONNECTIONS_MAX = 10_000
 DRAIN_SECONDS = 3.0
+CLOSE_SECONDS = 0.5
 FLUSH_SECONDS = 0.01  # between two looks at what is still to be sent
 
 log = logging.getLogger("restq.web")
@@ -55,11 +57,11 @@ class Server(HTTPServer):
     def _http1_connections(self) -> list[HTTP1ServerConnection]:
         return [connection for connection in self._connections if isinstance(connection, HTTP1ServerConnection)]
 
-    def close_connections(self) -> None:
-        """Close what is left."""
-        for connection in list(self._connections):
-            assert isinstance(connection, HTTP1ServerConnection), "HTTP/1 is what Tornado speaks"
-            connection.stream.close()
+    async def close_connections(self, seconds: float) -> None:
+        """Close what is left, in the midst of a request or not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.close_all_connections()
 
 
 async def serve(settings: dict[str, Any]) -> None:
@@ -90,7 +92,7 @@ async def serve(settings: dict[str, Any]) -> None:
     ends_at = time.monotonic() + DRAIN_SECONDS
     await app.drain(DRAIN_SECONDS)
     await server.flush(ends_at - time.monotonic())
-    server.close_connections()
+    await server.close_connections(CLOSE_SECONDS)
     for pipe in pipes:
         pipe.close()
 
