@@ -9,6 +9,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# compat puts the checkout itself on Python's path. Otherwise, in the directory above a checkout named restq, that
+# checkout would be found first, as a package with nothing in it.
+EDITABLE := --config-settings editable_mode=compat --editable
 
 .PHONY: help run test bench clean
 .DELETE_ON_ERROR:
@@ -34,12 +37,12 @@ clean:
 	find restq tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The installs are editable: a changed source needs no new one.
-$(VENV)/installed: $(VENV)/made setup.py pyproject.toml
-	$(PIP) install --quiet --editable .
+$(VENV)/installed: $(VENV)/made setup.py pyproject.toml Makefile
+	$(PIP) install --quiet $(EDITABLE) .
 	@touch $@
 
-$(VENV)/installed-for-tests: $(VENV)/made setup.py pyproject.toml
-	$(PIP) install --quiet --editable '.[speed,test]'
+$(VENV)/installed-for-tests: $(VENV)/made setup.py pyproject.toml Makefile
+	$(PIP) install --quiet $(EDITABLE) '.[speed,test]'
 	@touch $@ $(VENV)/installed
 
 $(VENV)/made:

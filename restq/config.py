@@ -88,7 +88,7 @@ class Realms:
     """What holds for the realms of a server."""
 
     default_lease_time: float = _option(
-        600, "number", "lease time of a new realm's queues", unit="seconds", low=0.001, high=2**31
+        600, "number", "lease time of a new realm's queues", unit="seconds", low=0, high=1_000_000_000
     )
     realms_config_root: str = _option(
         "~/.restq", "path", "the data directory: all that the server keeps", unit="directory", flag="--data-dir"
@@ -242,10 +242,29 @@ def _parsed(name: str) -> Any:
     import yaml  # only where there is a file: `restq pull` runs in loops
 
     try:
-        return yaml.safe_load(text)
+        twice = _set_twice(yaml.compose(text, yaml.SafeLoader))
+        found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = str(error).partition("\n")[0]
+        if mark := getattr(error, "problem_mark", None):
+            reason = f"{getattr(error, 'problem', None)} (line {mark.line + 1}, column {mark.column + 1})"
         raise ConfigError(f"{name}: is not YAML: {reason}") from error
+    if twice is not None:
+        raise ConfigError(f"{name}: {twice}")
+    return found
+
+
+def _set_twice(node: Any, above: str = "") -> str | None:
+    """The sentence about a name that stands twice in the file or in a section, of which YAML takes the last."""
+    lines: dict[str, int] = {}
+    for key, value in node.value if getattr(node, "id", None) == "mapping" else ():
+        path, line = f"{above}{key.value}", key.start_mark.line + 1
+        if path in lines:
+            return f"{_shown(path)} stands there twice, in lines {lines[path]} and {line}"
+        lines[path] = line
+        if not above and (deeper := _set_twice(value, f"{path}.")):
+            return deeper
+    return None
 
 
 def _mapping(value: Any, source: str, what: str) -> Mapping[Any, Any]:
@@ -342,13 +361,13 @@ def _is_decimal(text: str) -> bool:
 def _expanded(path: str, home: str) -> str:
     """The path with its leading `~`, if it has one, replaced."""
     if path == "~" or path.startswith("~/"):
-        return home + path[1:]
+        return (home.rstrip("/") + path[1:]) or "/"
     return os.path.expanduser(path)
 
 
 def _shown(value: Any) -> str:
     """The value as a message may show it: quoted, and not longer than a line."""
-    text = ascii(value)
+    text = "null" if value is None else ascii(value)
     return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 3] + "..."
 
 

@@ -225,6 +225,12 @@ def test_add_from_stdin_with_file_is_refused(cli: Run) -> None:
     assert cli("add", "--file=f", "-").code == 2
 
 
+def test_add_from_closed_stdin_fails_in_one_sentence(cli: Run, realm: Realm) -> None:
+    command = shlex.join([*COMMAND, "add", "-"])
+    outcome = subprocess.run(["sh", "-c", f"{command} <&-"], capture_output=True, text=True, check=False)
+    assert (outcome.returncode, outcome.stderr) == (1, "restq: standard input is closed\n")
+
+
 def test_add_of_bytes_that_are_no_text_is_refused(cli: Run) -> None:
     outcome = subprocess.run([*COMMAND, "add", b"\xff"], capture_output=True, check=False)
     assert outcome.returncode == 2
@@ -488,6 +494,27 @@ def test_remove_tag_removes_its_arguments_and_says_how_many(cli: Run, realm: Rea
     cli("add", "c")
     assert cli("remove", "tag", "t") == Outcome(0, "removed 2 jobs tagged with t\n", "")
     assert realm.status["total_jobs"] == 1
+
+
+def test_remove_and_status_join_words_of_an_argument_as_add_does(cli: Run, realm: Realm) -> None:
+    assert cli("add", "echo", "a", "b").code == 0
+    assert cli("status", "arg", "echo", "a", "b").lines[0] == "Status of argument echo a b:"
+    assert cli("remove", "arg", "echo", "a", "b").out == "removed argument echo a b\n"
+    assert realm.status["total_jobs"] == 0
+
+
+@pytest.mark.parametrize("command", ["remove", "status"])
+def test_name_several_tags_at_once_is_refused(cli: Run, realm: Realm, command: str) -> None:
+    realm.add("a", 0, tags=["house work"])
+    outcome = cli(command, "tag", "house", "work")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "one tag, not 2: put quotes around it if it holds spaces" in outcome.err
+    assert cli(command, "tag", "house work").code == 0
+
+
+def test_status_of_what_is_no_kind_names_the_two(cli: Run) -> None:
+    outcome = cli("status", "foo")
+    assert outcome.err.startswith("restq: Invalid value for '[arg|tag]': 'foo' is not one of 'arg', 'tag'.")
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +213,6 @@ def test_call_each_method_sends_the_documented_request() -> None:
     assert sent() == ("PUT", "job/a%2Fb", {"queue_id": 7, "data": {"x": 1}, "tags": ["t"]})
     realm.add(2, 0)  # type: ignore[arg-type]
     assert sent() == ("PUT", "job/2", {"queue_id": 0})
-    realm.add("a", 0, tags="one tag")
-    assert sent() == ("PUT", "job/a", {"queue_id": 0, "tags": ["one tag"]})
     realm.add("..", 0)
     assert sent() == ("POST", "jobs", {"jobs": [{"job_id": "..", "queue_id": 0}]})
     realm.bulk_add({"first": {"job_id": "a", "queue_id": 0}, "second": {"job_id": "b", "queue_id": 1}})
@@ -259,13 +258,11 @@ def test_call_each_method_over_realms_sends_the_documented_request() -> None:
     recorder = Recorder({"jobs": [], "shards": [{"shard": 0}]})
     realms = Realms("http://x/", recorder)
     realms.pull(2, ["a", "b"])
-    realms.pull(2, "a")
     realms.bulk_add([{"realm_id": "a", "job_id": "j", "queue_id": 0, "tags": {"t"}}])
     realms.bulk_remove([("a", "j")])
     assert realms.shards() == [{"shard": 0}]
     assert recorder.calls == [
         ("POST", "http://x/pull", {"count": 2, "realms": ["a", "b"]}),
-        ("POST", "http://x/pull", {"count": 2, "realms": ["a"]}),
         ("POST", "http://x/jobs", {"jobs": [{"realm_id": "a", "job_id": "j", "queue_id": 0, "tags": ["t"]}]}),
         ("DELETE", "http://x/jobs", {"jobs": [["a", "j"]]}),
         ("GET", "http://x/performance/shards", None),
@@ -277,13 +274,6 @@ def test_remove_tag_of_dots_never_sends_a_path_that_a_proxy_could_shorten() -> N
     Realm("test", "http://x", recorder).remove_tagged_jobs("..")
     assert recorder.calls[-1] == ("DELETE", "http://x/test/jobs", {"jobs": ["a", "b"]})
     assert [verb for verb, url, _ in recorder.calls if url.endswith("%2E%2E")] == ["GET"]
-
-
-def test_pull_over_realms_with_one_id_twice_keeps_the_first() -> None:
-    jobs: list[Any] = [
-        {"job_id": "j", "queue_id": q, "data": None, "tags": [], "realm": r} for q, r in ((0, "a"), (1, "b"))
-    ]
-    assert Realms("http://x", Recorder({"jobs": jobs})).pull() == {"j": ["a", 0, None]}
 
 
 @pytest.mark.parametrize("data", [float("nan"), float("inf"), object(), {1, 2}, b"bytes"])
@@ -298,6 +288,29 @@ def test_add_of_data_that_json_cannot_hold_raises_before_anything_is_sent(data: 
     assert recorder.calls == []
 
 
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [(float("nan"), "data"), (b"x", "data"), ({"a": [0, b"x"]}, "data.a[1]"), ({(1, 2): 0}, "data")],
+)
+def test_add_of_data_that_json_cannot_hold_names_the_part(data: Any, where: str) -> None:
+    recorder = Recorder()
+    realm, good = Realm("test", "http://x", recorder), {"job_id": "a", "queue_id": 0}
+    bad = {**good, "data": data}
+    for call, said in (
+        (lambda: realm.add("a", 0, data), where),
+        (lambda: realm.bulk_add([good, bad]), "jobs[1].data"),
+        (lambda: realm.bulk_add([bad], buffer=True), where),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"^{re.escape(said)} cannot be sent as JSON: "):
+            call()
+    assert recorder.calls == []
+
+
+def test_set_lease_time_to_no_number_names_the_part() -> None:
+    with pytest.raises(ValueError, match=r"^default_lease_time cannot be sent as JSON: "):
+        Realm("test", "http://x", Recorder()).set_default_lease_time(float("nan"))
+
+
 @pytest.mark.parametrize("jobs", [["a"], {"job_id": "a", "queue_id": 0}, [None]])
 def test_bulk_add_of_what_are_no_jobs_raises_type_error(jobs: Any) -> None:
     with pytest.raises(TypeError, match="a job is a dict"):
@@ -308,6 +321,28 @@ def test_bulk_remove_of_one_text_raises_and_removes_no_letters() -> None:
     recorder = Recorder()
     with pytest.raises(TypeError, match=r"write \['abc'\]"):
         Realm("test", "http://x", recorder).bulk_remove("abc")
+    assert recorder.calls == []
+
+
+def test_give_one_text_for_a_list_raises_and_splits_it_into_no_letters() -> None:
+    recorder = Recorder({"jobs": []})
+    realms = Realms("http://x", recorder)
+    job = {"realm_id": "test", "job_id": "a", "queue_id": 0, "tags": "abc"}
+    wrong: list[tuple[Callable[[], Any], str]] = [
+        (lambda: realms.test.add("a", 0, tags="abc"), r"tags is a list of tags, not one: write \['abc'\]"),
+        (lambda: realms.test.bulk_add([job]), r"tags is a list of tags"),
+        (lambda: realms.test.bulk_add([job], buffer=True), r"tags is a list of tags"),
+        (lambda: realms.bulk_add([job]), r"tags is a list of tags"),
+        (lambda: realms.pull(realms="mail"), r"realms is a list of realm names, not one: write \['mail'\]"),
+        (lambda: realms.test.bulk_remove(b"ab"), r"job_ids is a list of job ids"),  # type: ignore[arg-type]
+        (lambda: realms.bulk_remove(["ab"]), r"a list of pairs .* and 'ab' is none"),  # type: ignore[list-item]
+        (lambda: realms.bulk_remove("ab"), r"a list of pairs .* and 'a' is none"),  # type: ignore[arg-type]
+        (lambda: realms.bulk_remove([("a", "b", "c")]), r"a list of pairs"),  # type: ignore[list-item]
+    ]
+    for call, said in wrong:
+        with pytest.raises(TypeError, match=said):
+            call()
+    realms.close()
     assert recorder.calls == []
 
 
@@ -378,6 +413,14 @@ def test_request_to_nobody_says_who_was_asked(free_port: int) -> None:
         len(realms)
     assert str(caught.value) == f"no restq server answers at http://127.0.0.1:{free_port}/: Connection refused"
     assert isinstance(caught.value, ConnectionError)
+
+
+@pytest.mark.parametrize("requester", [None, requests])
+@pytest.mark.parametrize("uri", ["nonsense", "localhost:8586", "ftp://h/", "http://[::1"])
+def test_request_to_what_is_no_address_says_that_nothing_was_sent(uri: str, requester: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Realms(uri, requester).p.status  # noqa: B018
+    assert str(caught.value) == f"{uri!r} is no address such as http://localhost:8586/: nothing was sent"
 
 
 def test_dir_without_server_still_lists_methods(free_port: int) -> None:
@@ -581,6 +624,14 @@ def test_pull_over_realms_takes_lowest_queue_of_all(realms: Realms, realm_name: 
     assert list(realms.pull(2, names).items()) == [("j3", [names[3], 6, None]), ("j2", [names[2], 7, None])]
     realms.bulk_remove([(name, f"j{n}") for n, name in enumerate(names)])
     assert [realms[name].status["total_jobs"] for name in names] == [0, 0, 0, 0]
+
+
+def test_pull_over_realms_with_one_id_twice_leases_the_first_alone(realms: Realms, realm_name: str) -> None:
+    names = [f"{realm_name}-{n}" for n in range(4)]
+    realms.bulk_add([{"realm_id": name, "job_id": "same", "queue_id": n} for n, name in enumerate(names)])
+    for n, name in enumerate(names):
+        assert realms.pull(9, names) == {"same": [name, n, None]}
+    assert realms.pull(9, names) == {}
 
 
 def test_pin_moves_realm_and_keeps_its_jobs(realms: Realms, realm_name: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from restq.config import BUILT_IN, OPTIONS, SECTIONS, Config, ConfigError, load, load_default
+from restq.shards.realm import LEASE_SECONDS_MAX
 
 CONF = Path(__file__).parent.parent / "conf" / "restq.conf"
 ENVIRON = {"HOME": "/home/ann"}
@@ -107,7 +108,7 @@ def test_load_of_boolean_variable_with_another_word_is_refused(text: str) -> Non
         ("webapp: {port: '80'}", "webapp.port is '80'"),
         ("webapp: {port: true}", "webapp.port is True"),
         ("webapp: {port: 1.5}", "webapp.port is 1.5"),
-        ("webapp: {port: }", "webapp.port is None"),
+        ("webapp: {port: }", "webapp.port is null"),
         ("webapp: {port: [1]}", "webapp.port is [1]"),
         ("webapp: {port: 1" + 400 * "0" + "}", "webapp.port is 1000"),
         ("webapp: {host: ''}", "webapp.host is ''"),
@@ -115,7 +116,8 @@ def test_load_of_boolean_variable_with_another_word_is_refused(text: str) -> Non
         ("webapp: {debug: 1}", "webapp.debug is 1, expected true or false"),
         ("webapp: {debug: 'no'}", "webapp.debug is 'no'"),
         ("webapp: {shards: 0}", "webapp.shards is 0"),
-        ("realms: {default_lease_time: 0}", "realms.default_lease_time is 0"),
+        ("realms: {default_lease_time: -1}", "realms.default_lease_time is -1, expected a number from 0 to 1000000000"),
+        ("realms: {default_lease_time: 1000000001}", "realms.default_lease_time is 1000000001"),
         ("realms: {default_lease_time: .nan}", "realms.default_lease_time is nan"),
         ("realms: {default_lease_time: .inf}", "realms.default_lease_time is inf"),
         ("realms: {default_lease_time: 600s}", "realms.default_lease_time is '600s'"),
@@ -140,7 +142,10 @@ def test_load_of_boolean_variable_with_another_word_is_refused(text: str) -> Non
         ("webapp: {5: 1}", "there is no option webapp.5"),
         ("webapp: {port: 1", "is not YAML: "),
         ("webapp: !!python/object/apply:os.getcwd []", "is not YAML: "),
-        ("a: b: c", "is not YAML: "),
+        ("webapp:\n  port: 1\n  host: a\n  port: 2", "'webapp.port' stands there twice, in lines 2 and 4"),
+        ("webapp: {port: 1}\nwebapp: {port: 2}", "'webapp' stands there twice, in lines 1 and 2"),
+        ("a: b: c", "is not YAML: mapping values are not allowed here (line 1, column 5)"),
+        ("a: \x01", "is not YAML: unacceptable character #x0001: special characters are not allowed"),
         ("\tx", "is not YAML: "),
         ("[" * 100_000, "is not YAML: "),
         ("webapp: {port: 2026-13-45}", "is not YAML: month must be"),
@@ -151,6 +156,13 @@ def test_load_of_wrong_file_names_file_path_and_value(tmp_path: Path, yaml_text:
     message = refusal(None, None, name)
     assert message.startswith(f"{name}: {said}")
     assert "\n" not in message
+    assert "<unicode string>" not in message
+
+
+def test_load_of_lease_time_takes_the_limits_of_the_server() -> None:
+    for seconds in (0, LEASE_SECONDS_MAX):
+        assert load({"realms.default_lease_time": seconds}, ENVIRON, []).realms.default_lease_time == seconds
+    assert OPTIONS["realms.default_lease_time"].high == LEASE_SECONDS_MAX
 
 
 def test_load_of_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
@@ -216,6 +228,14 @@ def test_load_of_uri_ends_it_with_a_slash(given: str, used: str) -> None:
 )
 def test_load_of_data_directory_expands_a_leading_tilde(given: str, used: str) -> None:
     assert load({"realms.realms_config_root": given}, ENVIRON, []).realms.realms_config_root == used
+
+
+@pytest.mark.parametrize("home", ["", "/", "//"])
+def test_load_in_home_that_is_the_root_gives_data_directory_one_slash(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    assert load({}, {"HOME": home}, []).realms.realms_config_root == "/.restq"
 
 
 def test_get_of_unknown_path_raises_key_error() -> None:

@@ -11,7 +11,7 @@ import click
 from restq import names
 from restq.cli import DONE, carried_file
 from restq.cli.options import argument_text, configured, null_option, open_realm, realm_option, setting, uri_option
-from restq.errors import FieldInvalid
+from restq.errors import FieldInvalid, RestqError
 
 READ_BYTES = 1024 * 1024
 
@@ -48,6 +48,8 @@ def add_(ctx: click.Context, arg: tuple[str, ...], file: str | None, files_anywh
     if arg == ("-",):
         if file is not None:
             raise click.UsageError("--file goes with one argument, not with those from standard input")
+        if sys.stdin is None:
+            raise RestqError("standard input is closed")
         with open_realm(config) as realm:
             for argument in _read(sys.stdin.buffer, null):
                 job: dict[str, Any] = {"job_id": argument, "queue_id": config.cli.queue_id}

@@ -8,7 +8,7 @@ command as well as after it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -70,6 +70,13 @@ def argument_text(value: str) -> str:
         return os.fsencode(value).decode()
     except UnicodeDecodeError as error:
         raise click.UsageError(f"an argument is not UTF-8: {value!a}") from error
+
+
+def joined(what: str, words: Sequence[str]) -> str:
+    """The X of `arg X..` or `tag X`: an argument may be several words, as in `add`; a tag is one."""
+    if what == "tag" and len(words) > 1:
+        raise click.UsageError(f"one tag, not {len(words)}: put quotes around it if it holds spaces")
+    return argument_text(" ".join(words))
 
 
 def _requester(config: Config, environ: Mapping[str, str]) -> Requester | None:

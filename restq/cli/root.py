@@ -80,7 +80,7 @@ def root() -> None:
       done
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 nothing found or queue empty,
-    4 server unreachable.
+    4 server unreachable, 130 interrupted.
     """
 
 

@@ -12,6 +12,7 @@ from restq.cli import DONE, FAILED, output
 from restq.cli.options import (
     argument_text,
     configured,
+    joined,
     json_option,
     null_option,
     open_realm,
@@ -45,32 +46,32 @@ def list_(ctx: click.Context, as_json: bool) -> int:
 
 
 @click.command("status")
-@click.argument("what", type=click.Choice(["arg", "tag"]), required=False, metavar="[arg|tag")
-@click.argument("name", required=False, metavar="X]")
+@click.argument("what", type=click.Choice(["arg", "tag"]), required=False, metavar="[arg|tag]")
+@click.argument("words", nargs=-1, metavar="[X...]")
 @realm_option
 @json_option
 @uri_option
 @click.pass_context
-def status_(ctx: click.Context, what: str | None, name: str | None, as_json: bool) -> int:
+def status_(ctx: click.Context, what: str | None, words: tuple[str, ...], as_json: bool) -> int:
     """Show what a realm holds, or where an argument stands, or how many carry a tag.
 
-    The time at each queue of an argument counts from its last check-out; 0.00 is none. Exit code 3: there is no
-    such argument or tag.
+    The time at each queue of an argument counts from its last check-out; 0.00 is none. Several words after arg are
+    one argument, joined by spaces, as in add. Exit code 3: there is no such argument or tag.
 
     \b
     restq status
     restq status arg pwd
     restq status tag work
     """
-    if what is not None and name is None:
+    if what is not None and not words:
         raise click.UsageError(f"status {what} needs the {'argument' if what == 'arg' else 'tag'}")
     with open_realm(configured(ctx)) as realm:
-        if what is None or name is None:
+        if what is None:
             _realm_status(realm, as_json)
         elif what == "arg":
-            _argument_status(realm, argument_text(name), as_json)
+            _argument_status(realm, joined(what, words), as_json)
         else:
-            _tag_status(realm, argument_text(name), as_json)
+            _tag_status(realm, joined(what, words), as_json)
     return DONE
 
 

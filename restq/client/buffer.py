@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from restq.client.connection import encoded
 
 JOBS_MAX = 1000
 BYTES_MAX = 1024 * 1024
@@ -26,9 +27,9 @@ class Buffer:
 
     def append(self, job: dict[str, Any]) -> None:
         """Keep the job as it is now: what is done to its data later changes nothing."""
-        encoded = json.dumps(job, allow_nan=False).encode()
-        self._jobs.append(encoded)
-        self._bytes += len(encoded)
+        content = encoded(job)
+        self._jobs.append(content)
+        self._bytes += len(content)
 
     def content(self) -> bytes:
         """The body that adds all of them."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from restq.config import Config, load_default
+from restq.config import OPTIONS, Config, ConfigError, load_default
 from restq.errors import Overloaded, RestqError, ServerUnreachable, ShardStarting, from_reply
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS_MIN = 0.1
 RETRY_SECONDS_MAX = 2.0
+_CULPRIT_LEVELS_MAX = 3  # as in jobs[7].data
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 # The request never left: nobody listens there, or there is no such place.
@@ -90,10 +91,10 @@ class Connection:
         """Send one request and return what its reply holds.
 
         `path` is encoded and has no leading slash. Raises what the server raised; ServerUnreachable where
-        no reply came; RestqError where the reply is not restq's; ValueError or TypeError for a body that
-        is not JSON, before anything is sent.
+        no reply came; RestqError where the reply is not restq's; ConfigError for an address that is none, and
+        ValueError or TypeError for a body that is not JSON, before anything is sent.
         """
-        content = None if body is None else json.dumps(body, allow_nan=False).encode()
+        content = None if body is None else encoded(body)
         return self.send(verb, path, content)
 
     def send(self, verb: str, path: str, content: bytes | None = None) -> Any:
@@ -139,8 +140,10 @@ class Connection:
             raise from_reply(reply.status_code, result)
         return result
 
-    def _unreachable(self, error: OSError) -> ServerUnreachable:
+    def _unreachable(self, error: OSError) -> RestqError:
         """The sentence for a request without a reply: above all whether it may have been done."""
+        if isinstance(error, ValueError):  # so requests marks what it did not even begin to send
+            return self._unsendable(error)
         chain = list(_chain(error))
         if any(isinstance(link, _NOT_SENT) for link in chain):
             return ServerUnreachable(f"no restq server answers at {self.uri}: {_reason(chain[-1])}")
@@ -152,6 +155,40 @@ class Connection:
         return ServerUnreachable(
             f"the connection to {self.uri} failed: {_reason(chain[-1])}: whether the request was done is not known"
         )
+
+    def _unsendable(self, error: ValueError) -> RestqError:
+        uri = self.uri if self._uri is None else self._uri
+        try:
+            OPTIONS["client.uri"].read(uri, "", from_text=True)
+        except ConfigError:
+            return ConfigError(f"{uri!r} is no address such as http://localhost:8586/: nothing was sent")
+        return ServerUnreachable(f"nothing was sent to {uri}: {error}")
+
+
+def encoded(body: Any) -> bytes:
+    """The body as JSON. TypeError or ValueError, with the name of the part that JSON cannot carry."""
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        where = _culprit(body, _CULPRIT_LEVELS_MAX).removeprefix(".") or "the body"
+        raise kind(f"{where} cannot be sent as JSON: {error}") from error
+
+
+def _culprit(value: Any, levels: int) -> str:
+    """The path to the first part that JSON cannot carry, no more than `levels` deep: `.jobs[7].data`."""
+    if levels and isinstance(value, dict):
+        parts = [(f".{name}", part) for name, part in value.items()]
+    elif levels and isinstance(value, (list, tuple)):
+        parts = [(f"[{index}]", part) for index, part in enumerate(value)]
+    else:
+        return ""
+    for name, part in parts:
+        try:
+            json.dumps(part, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            return name + _culprit(part, levels - 1)
+    return ""
 
 
 def path(*parts: str | int) -> str:

@@ -80,7 +80,7 @@ class Realm:
         """Add the job to the queue; if it exists, add the queue and the tags to it.
 
         `data` is any JSON value; None says nothing about it. With other data than the job has it raises
-        DataDiffers, a ValueError, and changes nothing.
+        DataDiffers, a ValueError, and changes nothing. `tags` is a list or a set; one text is refused.
         """
         job = _job(job_id, queue_id, data, tags)
         identity = job.pop("job_id")
@@ -163,9 +163,8 @@ class Realm:
 
     def bulk_remove(self, job_ids: Iterable[str]) -> None:
         """Remove many jobs at once. Those that are not there are no error. One text is refused: it is no list."""
-        if isinstance(job_ids, str):
-            raise TypeError(f"job_ids is a list of job ids, not one: write [{job_ids[:60]!r}]")
-        self.request("delete", "jobs", body={"jobs": [names.job_id(job_id) for job_id in job_ids]})
+        listed = several(job_ids, "job_ids is a list of job ids")
+        self.request("delete", "jobs", body={"jobs": [names.job_id(job_id) for job_id in listed]})
 
     def remove_tagged_jobs(self, tag: str) -> None:
         """Remove every job that carries the tag."""
@@ -221,7 +220,7 @@ def _job(job_id: str, queue_id: QueueId, data: Any, tags: Iterable[str] | None) 
     if data is not None:
         job["data"] = data
     if tags is not None:
-        job["tags"] = [names.tag(tag) for tag in ([tags] if isinstance(tags, str) else tags)]
+        job["tags"] = [names.tag(tag) for tag in several(tags, "tags is a list of tags")]
     return job
 
 
@@ -230,6 +229,14 @@ def checked(job: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(job, Mapping):
         raise TypeError(f"a job is a dict with job_id and queue_id, not {type(job).__name__}")
     copy = dict(job)
-    if isinstance(copy.get("tags"), (set, frozenset)):
-        copy["tags"] = list(copy["tags"])
+    tags = several(copy.get("tags"), "tags is a list of tags")
+    if isinstance(tags, (set, frozenset)):
+        copy["tags"] = list(tags)
     return copy
+
+
+def several(values: Any, what: str) -> Any:
+    """The values as they are; TypeError for one text, of which Python would make a list of its letters."""
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{what}, not one: write [{values[:60]!r}]")
+    return values

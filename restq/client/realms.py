@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from restq import names
 from restq.client.connection import Connection, Requester, path
-from restq.client.realm import Realm, checked
+from restq.client.realm import Realm, checked, several
 from restq.config import Config
 from restq.errors import RealmNameInvalid, RestqError
 
@@ -30,6 +30,7 @@ class Realms(Mapping[str, Realm]):
 
     # The mapping.
     def __getitem__(self, name: str) -> Realm:
+        """The client of the realm of that name, the same one each time. RealmNameInvalid where none can have it."""
         if name not in self._realms:
             # setdefault: of two threads that ask at once both get the same one, with its one buffer.
             self._realms.setdefault(name, Realm(name, connection=self._connection))
@@ -92,17 +93,15 @@ class Realms(Mapping[str, Realm]):
     def pull(self, count: int | None = None, realms: Iterable[str] | None = None) -> dict[str, list[Any]]:
         """Lease up to `count` jobs of the realms, default all: `{job_id: [realm, queue_id, data]}`.
 
-        The lowest queue id over all of them comes first. Where two realms have a job of the same id and
-        both are leased at once, the first is returned; the other is handed out again when its lease ends.
+        The lowest queue id over all of them comes first. Of an id that is ready in several realms only the job
+        that comes first is leased; the others stay ready, for later pulls.
         """
         body: dict[str, Any] = {"count": self._connection.config.client.count if count is None else count}
         if realms is not None:
-            listed = [realms] if isinstance(realms, str) else realms
+            listed = several(realms, "realms is a list of realm names")
             body["realms"] = [names.realm_name(name) for name in listed]
-        found: dict[str, list[Any]] = {}
-        for job in self._connection.request("post", "pull", body)["jobs"]:
-            found.setdefault(job["job_id"], [job["realm"], job["queue_id"], job["data"]])
-        return found
+        reply = self._connection.request("post", "pull", body)
+        return {job["job_id"]: [job["realm"], job["queue_id"], job["data"]] for job in reply["jobs"]}
 
     def bulk_add(self, jobs: Iterable[Mapping[str, Any]] | Mapping[Any, Mapping[str, Any]]) -> None:
         """Add jobs to several realms: as `Realm.bulk_add`, each with its `realm_id` as well. Sends at once."""
@@ -122,7 +121,7 @@ class Realms(Mapping[str, Realm]):
 
     def bulk_remove(self, jobs: Iterable[tuple[str, str]]) -> None:
         """Remove jobs of several realms, given as pairs of realm and job id. Those not there are no error."""
-        pairs = [[names.realm_name(realm), names.job_id(job_id)] for realm, job_id in jobs]
+        pairs = [_pair(job) for job in jobs]
         self._connection.request("delete", "jobs", {"jobs": pairs})
 
     def shards(self) -> list[dict[str, Any]]:
@@ -133,3 +132,10 @@ class Realms(Mapping[str, Realm]):
         """
         found: list[dict[str, Any]] = self._connection.request("get", path("performance", "shards"))["shards"]
         return found
+
+
+def _pair(job: Any) -> list[str]:
+    """Realm and job id, checked. A text of two letters is no pair of them."""
+    if not isinstance(job, (tuple, list)) or len(job) != 2:
+        raise TypeError(f"jobs is a list of pairs such as ('mail', 'letter 1'), and {ascii(job)[:60]} is none")
+    return [names.realm_name(job[0]), names.job_id(job[1])]
