@@ -25,14 +25,20 @@ DEAD_COUNT_MIN = 64  # below this a rebuild is not worth its call
 
 
 class LazyHeap(Generic[Entry]):
-    """Entries in order, smallest first; `is_live(entry)` says whether one still counts."""
+    """Entries in order, smallest first; `is_live(entry)` says whether one still counts.
 
-    __slots__ = ("_dead_count", "_is_live", "entries")
+    `live_of(entries)` gives those of a list that do: a rebuild asks it once instead of each entry by itself.
+    """
 
-    def __init__(self, is_live: Callable[[Entry], bool]) -> None:
+    __slots__ = ("_dead_count", "_is_live", "_live_of", "entries")
+
+    def __init__(
+        self, is_live: Callable[[Entry], bool], live_of: Callable[[list[Entry]], list[Entry]] | None = None
+    ) -> None:
         self.entries: list[Entry] = []
         self._dead_count = 0
         self._is_live = is_live
+        self._live_of = live_of or (lambda entries: [entry for entry in entries if is_live(entry)])
 
     def __len__(self) -> int:
         """How many entries are live."""
@@ -66,7 +72,7 @@ class LazyHeap(Generic[Entry]):
         """One entry that was live is dead from now on. Call it after `is_live` says so."""
         self._dead_count += 1
         if self._dead_count >= DEAD_COUNT_MIN and self._dead_count * 2 > len(self.entries):
-            self.rebuild([entry for entry in self.entries if self._is_live(entry)])
+            self.rebuild(self._live_of(self.entries))
 
     def rebuild(self, entries: list[Entry]) -> None:
         """Hold exactly these live entries, in any order: O(n)."""

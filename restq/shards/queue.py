@@ -23,15 +23,15 @@ class Job:
     place stands apart from the others.
     """
 
-    __slots__ = ("_first", "_others", "data", "job_id", "key", "tags")
+    __slots__ = ("data", "first", "job_id", "key", "others", "tags")
 
     def __init__(self, key: int, job_id: str, data: bytes | Large | None, tags: tuple[str, ...]) -> None:
         self.key = key
         self.job_id = job_id
         self.data = data
         self.tags = tags
-        self._first: Place | None = None
-        self._others: tuple[Place, ...] = ()
+        self.first: Place | None = None
+        self.others: tuple[Place, ...] = ()
 
     @property
     def data_bytes(self) -> int:
@@ -41,11 +41,11 @@ class Job:
     @property
     def places(self) -> tuple[Place, ...]:
         """Its place in each of its queues."""
-        return () if self._first is None else (self._first, *self._others)
+        return () if self.first is None else (self.first, *self.others)
 
     def holds(self, place: Place) -> bool:
         """Whether this very place is one of the job's."""
-        return self._first is place or (bool(self._others) and any(held is place for held in self._others))
+        return self.first is place or (bool(self.others) and any(held is place for held in self.others))
 
     def place_in(self, queue_id: QueueId) -> Place | None:
         """The job's place in a queue."""
@@ -53,27 +53,27 @@ class Job:
 
     def add(self, place: Place) -> None:
         """Stand in one more queue."""
-        if self._first is None:
-            self._first = place
+        if self.first is None:
+            self.first = place
         else:
-            self._others = (*self._others, place)
+            self.others = (*self.others, place)
 
     def replace(self, old: Place, new: Place) -> None:
         """Have `new` in the stead of `old`."""
-        if self._first is old:
-            self._first = new
+        if self.first is old:
+            self.first = new
         else:
-            self._others = tuple(new if place is old else place for place in self._others)
+            self.others = tuple(new if place is old else place for place in self.others)
 
     def leave(self, place: Place) -> None:
         """Stand in one queue less, but in one at least."""
         kept = [held for held in self.places if held is not place]
-        self._first, self._others = kept[0], tuple(kept[1:])
+        self.first, self.others = kept[0], tuple(kept[1:])
 
     def let_go(self) -> tuple[Place, ...]:
         """Stand in no queue: what was held. Ends the cycle job -> place -> job, so that no collector is needed."""
         places = self.places
-        self._first, self._others = None, ()
+        self.first, self.others = None, ()
         self.data = None  # heaps may hold the dead places for a while
         return places
 
@@ -111,6 +111,11 @@ def _is_live(place: Place) -> bool:
     return place.job.holds(place)
 
 
+def _live_of(places: list[Place]) -> list[Place]:
+    # A call for each of a million places would hold up the shard for a quarter of a second.
+    return [place for place in places if place.job.first is place or (place.job.others and place.job.holds(place))]
+
+
 class Queue:
     """The places of one queue id, split by whether their time has come as of `clock`."""
 
@@ -120,8 +125,8 @@ class Queue:
         self.key = key
         self.queue_id = queue_id
         self.lease_time = lease_time
-        self.ready: LazyHeap[Place] = LazyHeap(_is_live)
-        self.waiting: LazyHeap[Place] = LazyHeap(_is_live)
+        self.ready: LazyHeap[Place] = LazyHeap(_is_live, _live_of)
+        self.waiting: LazyHeap[Place] = LazyHeap(_is_live, _live_of)
         self._clock = 0.0
 
     def __len__(self) -> int:
