@@ -21,6 +21,7 @@ class Ordered(Protocol):
 
 Entry = TypeVar("Entry", bound=Ordered)
 
+TRIMMED_COUNT = 2  # dead entries that one death takes from the top
 DEAD_COUNT_MIN = 64  # below this a rebuild is not worth its call
 
 
@@ -69,8 +70,18 @@ class LazyHeap(Generic[Entry]):
         return None
 
     def discard(self) -> None:
-        """One entry that was live is dead from now on. Call it after `is_live` says so."""
+        """One entry that was live is dead from now on. Call it after `is_live` says so.
+
+        Entries mostly die in their order, so what is dead at the top goes at once: then nothing is left to rebuild,
+        which takes a tenth of a second for a million.
+        """
         self._dead_count += 1
+        entries = self.entries
+        for _ in range(TRIMMED_COUNT):
+            if not entries or self._is_live(entries[0]):
+                break
+            heappop(entries)
+            self._dead_count -= 1
         if self._dead_count >= DEAD_COUNT_MIN and self._dead_count * 2 > len(self.entries):
             self.rebuild(self._live_of(self.entries))
 
