@@ -195,9 +195,9 @@ def taken_in(server: Server) -> None:
 
 PULLS = {
     "pull": ("POST", "/REALM/pull", b'{"count": 2}'),
-    "check_out": ("GET", "/REALM/job?count=2", b""),
+    "pull_2013": ("GET", "/REALM/job?count=2", b""),
     "pull over realms": ("POST", "/pull", b'{"count": 2, "realms": ["REALM"]}'),
-    "check_out over realms": ("GET", "/job?count=2&realms=REALM", b""),
+    "pull_2013 over realms": ("GET", "/job?count=2&realms=REALM", b""),
 }
 
 
@@ -210,7 +210,7 @@ def test_disconnect_before_a_pull_is_answered_gives_the_jobs_to_the_next(
     ask(server, "POST", f"/{realm}/jobs", {"jobs": jobs}).ok()
     method, path, body = PULLS[way]
     shard = shard_pids(server)[0]
-    operation = {"pull": "pull", "check_out": "check_out"}.get(way, "lease_peeked")
+    operation = {"pull": "pull", "pull_2013": "pull_2013"}.get(way, "lease_peeked")
     before = call_count(server, operation)
     os.kill(shard, signal.SIGSTOP)
     try:

@@ -230,7 +230,7 @@ def test_get_performance_counts_calls_over_all_shards(start_server: StartServer,
     for timing in performance.values():
         assert set(timing) == {"call_count", "min_time", "max_time", "total_time"}
         assert 0 < timing["min_time"] <= timing["max_time"] <= timing["total_time"]
-    assert (performance["add_job"]["call_count"], performance["check_out"]["call_count"]) == (4, 4)
+    assert (performance["add_job"]["call_count"], performance["pull_2013"]["call_count"]) == (4, 4)
 
 
 def test_get_shards_shows_where_each_realm_is(server: Server, realms: list[str]) -> None:

@@ -510,7 +510,7 @@ def row_count(store: MemoryStore) -> int:
 
 TestRealmAgainstModel = RealmAndModel.TestCase
 TestRealmAgainstModel.settings = settings(
-    max_examples=10_000 if os.environ.get("RESTQ_TEST_LONG") else 200,
+    max_examples=10_000 if os.environ.get("RESTQ_TEST_LONG") else 500,
     stateful_step_count=200 if os.environ.get("RESTQ_TEST_LONG") else 60,
     deadline=None,
     phases=[Phase.reuse, Phase.generate, Phase.shrink],  # to explain takes minutes

@@ -165,7 +165,7 @@ def test_requests_to_one_realm_are_answered_in_the_order_of_arrival(rig: Rig) ->
     sent = []
     for number in range(50):
         sent.append(rig.send("add_job", A, [f"job {number}"], {"queue_id": 0}))
-        sent.append(rig.send("check_out", A, [None, None]))
+        sent.append(rig.send("pull_2013", A, [None, None]))
         sent.append(rig.send("remove_job", A, [f"job {number}"]))
         sent.append(rig.send("get_status", A))
     rig.run()
@@ -224,7 +224,7 @@ def test_exception_half_way_ends_the_turn(rig: Rig, monkeypatch: pytest.MonkeyPa
 
 def test_read_of_realm_that_never_was_makes_nothing(rig: Rig) -> None:
     assert rig.ask("get_status", A) == {"total_jobs": 0, "total_tags": 0, "queues": {}}
-    assert rig.ask("check_out", A, [None, None]) == {}
+    assert rig.ask("pull_2013", A, [None, None]) == {}
     assert rig.ask("delete_realm", A) == {}
     assert rig.ask("get_statuses") == {}
     assert rig.row_count() == 0
@@ -259,17 +259,17 @@ def test_large_data_is_read_back_within_its_turn_and_later(rig: Rig) -> None:
     rig.turn()
     assert json.loads(rig.replies[same_turn].body)["data"] == LARGE
     assert rig.ask("get_job", A, ["x"])["data"] == LARGE
-    assert rig.ask("check_out", A, [None, None]) == {"x": [0, LARGE]}
+    assert rig.ask("pull_2013", A, [None, None]) == {"x": [0, LARGE]}
 
 
 def test_undo_pull_gives_back_what_that_pull_leased(rig: Rig) -> None:
     rig.add(A, "x", "y")
-    pull = rig.reply_to("check_out", A, [2, None])
+    pull = rig.reply_to("pull_2013", A, [2, None])
     assert pull.extra > 0
     rig.ask("undo_pull", A, [pull.extra, [["x", 0], ["y", 0]]])
-    assert list(rig.ask("check_out", A, [2, None])) == ["x", "y"]
+    assert list(rig.ask("pull_2013", A, [2, None])) == ["x", "y"]
     rig.ask("undo_pull", A, [pull.extra, [["x", 0], ["y", 0]]])
-    assert rig.ask("check_out", A, [2, None]) == {}
+    assert rig.ask("pull_2013", A, [2, None]) == {}
 
 
 # -- held realms -----------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_request_over_all_realms_waits_until_none_is_held(rig: Rig) -> None:
     removal = rig.send("clear_queue", A, ["0"])
     rig.turn()
     statuses = rig.send("get_statuses")
-    pull = rig.send("check_out", B, [None, None])
+    pull = rig.send("pull_2013", B, [None, None])
     assert pull in rig.turn()
     assert statuses not in rig.answered
     rig.run()
@@ -407,8 +407,8 @@ def test_peek_over_realms_leases_nothing_and_lease_takes_just_the_chosen(rig: Ri
     }
     assert others == [None, None, None]
     assert reply.extra > 0
-    assert rig.ask("check_out", A, [None, None]) == {}
-    assert list(rig.ask("check_out", B, [5, None])) == ["y", "z"]
+    assert rig.ask("pull_2013", A, [None, None]) == {}
+    assert list(rig.ask("pull_2013", B, [5, None])) == ["y", "z"]
     assert list(rig.ask("get_statuses")) == [A, B]
 
 
@@ -529,7 +529,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Rig]:
     source.add(HOME_0, "large", queue=-5, data=LARGE)
     source.now += 1
     source.add(HOME_0, "job 3", "job 4", queue="late")
-    assert len(source.ask("check_out", HOME_0, [10, None])) == 10
+    assert len(source.ask("pull_2013", HOME_0, [10, None])) == 10
     source.ask("remove_job", HOME_0, ["job 7"])
     source.ask("move_job", HOME_0, ["job 20"], {"from_queue": 0, "to_queue": "late"})
     target.add(HOME_1, *ids(5))
@@ -607,14 +607,14 @@ def test_move_and_back_keeps_all_of_a_realm(pair: tuple[Rig, Rig]) -> None:
 
 def test_move_proves_leases_in_the_new_shard(pair: tuple[Rig, Rig]) -> None:
     source, target = pair
-    pull = source.reply_to("check_out", HOME_0, [3, None])
+    pull = source.reply_to("pull_2013", HOME_0, [3, None])
     leased = json.loads(pull.body)
     pin(source, HOME_0, 1)
     carry_out(source, target)
-    new = target.reply_to("check_out", HOME_0, [1, None])
+    new = target.reply_to("pull_2013", HOME_0, [1, None])
     assert new.extra > pull.extra
     target.ask("undo_pull", HOME_0, [pull.extra, [[job_id, queue] for job_id, (queue, _) in leased.items()]])
-    assert sorted(target.ask("check_out", HOME_0, [3, None])) == sorted(leased)
+    assert sorted(target.ask("pull_2013", HOME_0, [3, None])) == sorted(leased)
 
 
 def test_move_holds_the_realm_and_only_it_until_it_is_done(pair: tuple[Rig, Rig]) -> None:
@@ -785,7 +785,7 @@ def test_start_gives_out_no_number_twice(rig: Rig) -> None:
     pulls = []
     for number in range(5):
         rig.add(A, f"job {number}", data=LARGE)
-        pulls.append(rig.reply_to("check_out", A, [1, None]).extra)
+        pulls.append(rig.reply_to("pull_2013", A, [1, None]).extra)
         rig.start()
     assert pulls == sorted(set(pulls))
     assert rig.ask("get_status", A)["queues"] == {"0": 5}
@@ -795,12 +795,12 @@ def test_start_gives_out_no_number_twice(rig: Rig) -> None:
 def test_full_disk_refuses_the_turn_and_goes_back_to_what_is_kept(rig: Rig) -> None:
     rig.add(A, "kept")
     refused = [rig.send("add_job", realm, ["lost"], {"queue_id": 0}) for realm in (A, B)]
-    pull = rig.send("check_out", A, [None, None])
+    pull = rig.send("pull_2013", A, [None, None])
     assert sorted(rig.full_turn()) == sorted([*refused, pull])
     assert {rig.error(request)["code"] for request in (*refused, pull)} == {"storage_full"}
     assert {rig.replies[request].status for request in (*refused, pull)} == {507}
     assert {name: status["total_jobs"] for name, status in rig.ask("get_statuses").items()} == {A: 1}
-    assert rig.ask("check_out", A, [None, None]) == {"kept": [0, None]}
+    assert rig.ask("pull_2013", A, [None, None]) == {"kept": [0, None]}
     rig.start()
     assert {name: status["total_jobs"] for name, status in rig.ask("get_statuses").items()} == {A: 1}
 
@@ -827,7 +827,7 @@ def test_full_disk_is_said_to_whoever_changes_something_and_not_to_who_reads(rig
     for operation, realm, params, body in (
         ("add_job", A, ["x"], {"queue_id": 0}),
         ("add_jobs", A, [], {"jobs": []}),
-        ("check_out", A, [None, None], None),
+        ("pull_2013", A, [None, None], None),
         ("clear_queue", A, ["0"], None),
         ("configure", A, [], {"default_lease_time": 1}),
         ("move_job", A, ["job 0"], {"from_queue": 0, "to_queue": 1}),
@@ -907,12 +907,12 @@ def test_full_disk_during_a_move_goes_on_with_it(pair: tuple[Rig, Rig]) -> None:
 def test_reload_leaves_nothing_to_the_garbage_collector(rig: Rig) -> None:
     rig.add(A, *ids(300), tags=["t"])
     rig.add(A, *ids(100), queue=1)
-    rig.ask("check_out", A, [50, None])
+    rig.ask("pull_2013", A, [50, None])
 
     def garbage(count: int) -> int:
         gc.collect()
         for _ in range(count):
-            rig.send("check_out", A, [10, None])
+            rig.send("pull_2013", A, [10, None])
             rig.full_turn()
         return gc.collect()
 

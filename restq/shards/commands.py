@@ -107,7 +107,7 @@ def _shown(job: Job, call: Call) -> dict[str, Any]:
     return {"tags": job.tags, "data": call.data(job), "queues": queues}
 
 
-def _check_out(realm: Realm, call: Call) -> Done:
+def _pull_2013(realm: Realm, call: Call) -> Done:
     """The pull of 2013: an object of job ids."""
     count, max_queue = bodies.count(call.params[0]), bodies.max_queue(call.params[1], "max-queue")
     places = realm.pull(count, max_queue, call.now)
@@ -137,7 +137,7 @@ def _move_job(realm: Realm, call: Call) -> Done:
     return _move(realm, call, move.from_queue, move.to_queue, ("from_queue", "to_queue"))
 
 
-def _move_job_by_path(realm: Realm, call: Call) -> Done:
+def _move_job_2013(realm: Realm, call: Call) -> Done:
     return _move(realm, call, call.params[1], call.params[2], ("from_q", "to_q"))
 
 
@@ -213,7 +213,7 @@ read_pull = bodies.reader(bodies.Pull)
 REALM_OPERATIONS: dict[str, Callable[[Realm, Call], Done | Work]] = {
     "add_job": _add_job,
     "add_jobs": _add_jobs,
-    "check_out": _check_out,
+    "pull_2013": _pull_2013,
     "clear_queue": _clear_queue,
     "clear_queue_2013": _clear_queue_2013,
     "configure": _configure,
@@ -223,7 +223,7 @@ REALM_OPERATIONS: dict[str, Callable[[Realm, Call], Done | Work]] = {
     "get_tag_status": _get_tag_status,
     "get_tagged_jobs": _get_tagged_jobs,
     "move_job": _move_job,
-    "move_job_by_path": _move_job_by_path,
+    "move_job_2013": _move_job_2013,
     "pull": _pull,
     "remove_job": _remove_job,
     "remove_jobs": _remove_jobs,

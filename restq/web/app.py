@@ -327,7 +327,7 @@ def _from_msgpack(body: bytes) -> bytes:
 EVERYWHERE: dict[str, Callable[[Everywhere, list[str | None], bytes], Awaitable[Outcome]]] = {
     "bulk_add": Everywhere.bulk_add,
     "bulk_remove": Everywhere.bulk_remove,
-    "check_out_everywhere": Everywhere.check_out,
+    "pull_everywhere_2013": Everywhere.pull_2013,
     "get_health": Everywhere.get_health,
     "get_metrics": Everywhere.get_metrics,
     "get_performance": Everywhere.get_performance,

@@ -181,7 +181,7 @@ class Everywhere:
 
     # -- pulling -------------------------------------------------------------------------------------------------------
 
-    async def check_out(self, query: list[str | None], body: bytes) -> Outcome:
+    async def pull_2013(self, query: list[str | None], body: bytes) -> Outcome:
         """GET /job: the pull of 2013."""
         count, realms_text, last = query
         realms = None if realms_text is None else [name for name in realms_text.split(",") if name]
