@@ -51,7 +51,7 @@ ARROWS: dict[str, str] = {
     "shards.tags": "shards.queue",
     "shards.realm": "errors names shards.changes shards.data shards.invariants shards.queue shards.tags",
     "shards.removal": "errors names shards.changes shards.queue shards.realm",
-    "shards.loader": "shards.changes shards.data shards.queue shards.realm shards.tags",
+    "shards.loader": "shards.changes shards.data shards.queue shards.realm shards.store shards.tags",
     # Around it: bodies in, replies out; what is durable; the turn and the loop.
     "shards.new_jobs": "bodies errors names shards.data shards.realm",
     "shards.commands": "bodies errors names shards.data shards.new_jobs shards.queue shards.realm shards.removal",

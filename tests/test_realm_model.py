@@ -430,11 +430,7 @@ class RealmAndModel(RuleBasedStateMachine):
         loaded = self.store.load()
         self.keys, self.changes = Keys(loaded.mark.next_key), Changes()
         loader = Loader(self.keys, self.changes)
-        for realm_row in loaded.realms:
-            loader.add_realm(realm_row)
-        for queue_row in loaded.queues:
-            loader.add_queue(queue_row)
-        loader.add_places(loaded.places)
+        loader.add_all(loaded)
         realms = loader.finish(self.now)
         assert len(realms) <= 1
         self.realm = realms[0] if realms else self.new_realm()

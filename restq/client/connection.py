@@ -12,8 +12,10 @@ import random
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import quote
 
 from restq.config import OPTIONS, Config, ConfigError, load_default
@@ -189,6 +191,31 @@ def _culprit(value: Any, levels: int) -> str:
         except (TypeError, ValueError, RecursionError):
             return name + _culprit(part, levels - 1)
     return ""
+
+
+class Closing(ABC):
+    """What sends what it has buffered, and closes its connection, when it is closed or its `with` block ends."""
+
+    _connection: Connection
+
+    @abstractmethod
+    def bulk_flush(self) -> None:
+        """Send what is buffered."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Send what is buffered, then close the connection."""
+        try:
+            self.bulk_flush()
+        finally:
+            self._connection.close()
 
 
 def path(*parts: str | int) -> str:

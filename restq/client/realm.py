@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from restq import names
 from restq.client.buffer import Buffer
-from restq.client.connection import Connection, Requester, is_dots, path
+from restq.client.connection import Closing, Connection, Requester, is_dots, path
 from restq.config import Config
 
 QueueId = names.QueueId
 
 
-class Realm:
+class Realm(Closing):
     """A named, isolated world of jobs on a restq server. It comes to be when it is first written to.
 
     Making one sends nothing. Used in a `with`, it sends what `bulk_add` buffered when it is left.
@@ -40,21 +39,6 @@ class Realm:
 
     def __repr__(self) -> str:
         return f"<restq realm {self._name!r}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Send what is buffered, then close the connection."""
-        try:
-            self.bulk_flush()
-        finally:
-            self._connection.close()
 
     @property
     def name(self) -> str:

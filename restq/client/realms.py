@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from restq import names
-from restq.client.connection import Connection, Requester, path
+from restq.client.connection import Closing, Connection, Requester, path
 from restq.client.realm import Realm, checked, several
 from restq.config import Config
 from restq.errors import RealmNameInvalid, RestqError
 
 
-class Realms(Mapping[str, Realm]):
+class Realms(Closing, Mapping[str, Realm]):
     """The realms of a restq server: `realms.test` and `realms["test"]` are the client of the realm `test`.
 
     Any name gives a client, and none makes a call; length, iteration and `in` ask the server which realms
@@ -68,21 +67,6 @@ class Realms(Mapping[str, Realm]):
         except (RestqError, ValueError):
             live = []  # who only looks around is not told off
         return [*super().__dir__(), *live]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Send what any of its realms buffered, then close the connection."""
-        try:
-            self.bulk_flush()
-        finally:
-            self._connection.close()
 
     @property
     def requester(self) -> Requester:

@@ -70,8 +70,8 @@ Stored = tuple[int, int, float, float, int, int, int, str, str, str, str, int]
 
 def shifted(row: Stored, shift: int, realm_key: int) -> Stored:
     """The row as it stands in another file, whose keys are higher by `shift`."""
-    key, queue_key, at, leased_at, lease, job_key, _, *rest = row
-    return (key + shift, queue_key + shift, at, leased_at, lease, job_key + shift, realm_key, *rest)  # type: ignore[return-value]
+    key, queue_key, at, leased_at, lease, job_key = row[:6]
+    return (key + shift, queue_key + shift, at, leased_at, lease, job_key + shift, realm_key, *row[7:])
 
 
 class Changes:

@@ -9,6 +9,7 @@ from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored, Task
 from restq.shards.data import Large
 from restq.shards.queue import NEVER, Job, Lease, Place, Queue, make_place
 from restq.shards.realm import Realm
+from restq.shards.store import Loaded
 from restq.shards.tags import SETS_MAX
 
 
@@ -22,6 +23,14 @@ class Loader:
         self._queues: dict[int, Queue] = {}
         self._places: dict[int, list[Place]] = {}  # by the key of their queue
         self._tags: dict[str, tuple[str, ...]] = {}
+
+    def add_all(self, loaded: Loaded) -> None:
+        """Feed all that a store holds."""
+        for realm_row in loaded.realms:
+            self.add_realm(realm_row)
+        for queue_row in loaded.queues:
+            self.add_queue(queue_row)
+        self.add_places(loaded.places)
 
     def add_realm(self, row: RealmRow) -> Realm:
         """The realm of this row, as yet empty."""

@@ -94,11 +94,7 @@ class Shard:
         for name, shard in loaded.moved.items():
             self.placement.learn(name, shard)
         loader = Loader(self.keys, self.changes)
-        for realm_row in loaded.realms:
-            loader.add_realm(realm_row)
-        for queue_row in loaded.queues:
-            loader.add_queue(queue_row)
-        loader.add_places(loaded.places)
+        loader.add_all(loaded)
         for realm in loader.finish(now):
             self._take_in(realm)
         for mail in waiting:
