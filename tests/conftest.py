@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from shard_rig import Rig
 
 from restq import Realm
+from restq.shards import shard
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 30
@@ -152,3 +154,13 @@ def realm(server: Server, realm_name: str) -> Iterator[Realm]:
     """The client of a realm that no other test uses, on the shared server."""
     with Realm(realm_name, server.uri) as client:
         yield client
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "STEP_COUNT", 10)

@@ -1,0 +1,362 @@
+"""How a realm gets from one shard to another while both run, wherever it is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from typing import Any
+
+import pytest
+from shard_rig import HOME_0, HOME_1, LARGE, A, Rig, bulk, ids, only_rows_of
+
+from restq.errors import ShardUnavailable
+from restq.placement import home
+from restq.protocol import MOVED, Reply
+from restq.shards import moving
+from restq.shards import shard as shard_module
+
+# -- realms elsewhere ------------------------------------------------------------------------------------------------
+
+
+def test_request_for_realm_of_another_shard_is_answered_by_where_it_is() -> None:
+    rig = Rig(0, 2)
+    reply = rig.reply_to("add_job", HOME_1, ["x"], {"queue_id": 0})
+    assert (reply.status, reply.extra) == (MOVED, 1)
+    many = bulk((HOME_0, "x", None), (HOME_1, "y", None))
+    for operation, params, body in (
+        ("bulk_add", [[0, 1]], many),
+        ("bulk_check", [[0, 1]], many),
+        ("bulk_remove", [[[HOME_0, "x"], [HOME_1, "y"]]], b""),
+        ("peek", [1, None, [HOME_0, HOME_1]], b""),
+        ("lease_peeked", [[[HOME_0, "x", 0], [HOME_1, "y", 0]]], b""),
+    ):
+        reply = rig.reply_to(operation, "", params, body)
+        assert (reply.status, reply.body.decode(), reply.extra) == (MOVED, HOME_1, 1)
+    assert rig.row_count() == 0
+    assert list(rig.shard._actors) == []
+
+
+def test_pin_of_realm_that_does_not_exist_is_refused() -> None:
+    rig = Rig(0, 2)
+    reply = rig.reply_to("place_realm", HOME_0, [1], {"shard": 1})
+    assert (reply.status, json.loads(reply.body)["code"]) == (404, "realm_not_found")
+    assert rig.shard.moves == []
+
+
+def test_pin_to_where_the_realm_is_moves_nothing() -> None:
+    rig = Rig(0, 2)
+    rig.add(HOME_0, "x")
+    rig.ask("place_realm", HOME_0, [1], {"shard": 0})
+    assert rig.ask("get_stats")["realms"][HOME_0]["pinned"] is True
+    rig.start()
+    assert rig.ask("get_stats")["realms"][HOME_0]["pinned"] is True
+    rig.ask("place_realm", HOME_0, [0])
+    assert rig.ask("get_stats")["realms"][HOME_0]["pinned"] is False
+    assert rig.shard.moves == []
+
+
+class Wire:
+    """In the place of a pipe: calls of the target, each of which may be the last."""
+
+    def __init__(self, target: Rig, calls: int = 1_000_000) -> None:
+        self.target = target
+        self.calls = calls
+
+    async def call(self, operation: str, realm: str, params: list[Any], body: bytes) -> Reply:
+        if self.calls == 0:
+            raise ShardUnavailable("gone")
+        self.calls -= 1
+        request_id = self.target.send(operation, realm, params, body)
+        while request_id not in self.target.replies:
+            self.target.turn()
+        return self.target.replies[request_id]
+
+
+def pin(source: Rig, realm: str, shard: int) -> int:
+    """Ask for a move; the realm is held from then on."""
+    request_id = source.send("place_realm", realm, [1], {"shard": shard})
+    source.turn()
+    assert request_id not in source.replies
+    return request_id
+
+
+def carry_out(source: Rig, target: Rig, calls: int = 1_000_000) -> None:
+    """What the process of the source does with a move: send all, and then say that the realm is gone."""
+    ((mail, shard),) = source.shard.moves
+    send_rows(source, target, calls)
+    source.shard.moves = []
+    source.shard.depart(mail, shard)
+
+
+def send_rows(source: Rig, target: Rig, calls: int = 1_000_000) -> None:
+    ((mail, _),) = source.shard.moves
+    realm = source.shard.held_realm(mail.realm)
+    wire: Any = Wire(target, calls)
+    asyncio.run(moving._send_once(realm, source.shard.keys.next_key, source.store.payload, wire))
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Rig]:
+    """Two shards; the first holds a realm with a bit of everything, and more jobs than fit into one chunk."""
+    monkeypatch.setattr(moving, "CHUNK_COUNT", 7)
+    monkeypatch.setattr(shard_module, "STEP_COUNT", 10)
+    source, target = Rig(0, 2), Rig(1, 2)
+    source.shard.keys.next_key = 5_000  # it has given out more numbers than the other
+    source.ask("configure", HOME_0, body={"default_lease_time": 50, "queue_lease_time": ["late", 9]})
+    source.add(HOME_0, *ids(30), tags=["t", "é"], data={"a": [1]})
+    source.add(HOME_0, "large", queue=-5, data=LARGE)
+    source.now += 1
+    source.add(HOME_0, "job 3", "job 4", queue="late")
+    assert len(source.ask("pull_2013", HOME_0, [10, None])) == 10
+    source.ask("remove_job", HOME_0, ["job 7"])
+    source.ask("move_job", HOME_0, ["job 20"], {"from_queue": 0, "to_queue": "late"})
+    target.add(HOME_1, *ids(5))
+    target.now = source.now
+    return source, target
+
+
+def seen(rig: Rig, realm: str) -> Any:
+    """All that can be seen of a realm, the order of its jobs included, now and when all leases are over."""
+    jobs = rig.ask("get_tagged_jobs", realm, ["t"]), rig.ask("get_job", realm, ["large"])
+    rig.shard._actors[realm].realm.check()  # type: ignore[union-attr]
+    order = [
+        (place.at, place.job.job_id, place.queue.queue_id, place.lease.number)
+        for queue in rig.shard._actors[realm].realm.served()  # type: ignore[union-attr]
+        for place in sorted([*queue.ready.entries, *queue.waiting.entries])
+        if place.job.holds(place)
+    ]
+    times = {queue.queue_id: queue.lease_time for queue in rig.shard._actors[realm].realm.served()}  # type: ignore[union-attr]
+    return rig.ask("get_status", realm), jobs, order, times, rig.ask("peek", "", [100, None, [realm]])
+
+
+def test_move_keeps_all_of_a_realm(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    before = seen(source, HOME_0)
+    moved = pin(source, HOME_0, 1)
+    carry_out(source, target)
+    source.run()
+    assert source.replies[moved].status == 200
+    assert source.reply_to("get_status", HOME_0).extra == 1
+    assert seen(target, HOME_0) == before
+    assert only_rows_of(source)
+    assert only_rows_of(target, HOME_0, HOME_1)
+    for rig in pair:
+        rig.start()
+    assert source.reply_to("get_status", HOME_0)[1:] == (MOVED, b"", 1)
+    assert seen(target, HOME_0) == before
+    assert target.ask("get_stats")["realms"][HOME_0]["pinned"] is True
+    assert target.ask("get_status", HOME_1)["total_jobs"] == 5
+
+
+def test_move_and_back_keeps_all_of_a_realm(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    before = seen(source, HOME_0)
+    pin(source, HOME_0, 1)
+    carry_out(source, target)
+    source.run()
+    assert target.send("place_realm", HOME_0, [0])
+    target.turn()
+    carry_out(target, source)
+    target.run()
+    source.run()
+    assert seen(source, HOME_0) == before
+    assert target.reply_to("get_status", HOME_0).extra == 0
+    for rig in pair:
+        rig.start()
+    assert seen(source, HOME_0) == before
+    assert target.reply_to("get_status", HOME_0).extra == 0
+    assert only_rows_of(source, HOME_0)
+    assert source.ask("get_stats")["realms"][HOME_0]["pinned"] is False
+
+
+def test_move_proves_leases_in_the_new_shard(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pull = source.reply_to("pull_2013", HOME_0, [3, None])
+    leased = json.loads(pull.body)
+    pin(source, HOME_0, 1)
+    carry_out(source, target)
+    new = target.reply_to("pull_2013", HOME_0, [1, None])
+    assert new.extra > pull.extra
+    target.ask("undo_pull", HOME_0, [pull.extra, [[job_id, queue] for job_id, (queue, _) in leased.items()]])
+    assert sorted(target.ask("pull_2013", HOME_0, [3, None])) == sorted(leased)
+
+
+def test_move_holds_the_realm_and_only_it_until_it_is_done(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pin(source, HOME_0, 1)
+    waiting = source.send("add_job", HOME_0, ["late"], {"queue_id": 0})
+    other = next(name for name in ids(50)[21:] if home(name, 2) == 0)
+    source.add(other, "x")
+    assert waiting not in source.replies
+    carry_out(source, target)
+    source.run()
+    assert source.replies[waiting][1:] == (MOVED, b"", 1)
+
+
+def test_call_over_all_realms_during_a_move_waits_without_turns_and_figures_do_not(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pin(source, HOME_0, 1)
+    statuses = source.send("get_statuses")
+    stats = source.send("get_stats")
+    source.run()
+    assert stats in source.replies
+    assert statuses not in source.replies
+    assert not source.shard.busy, "who waits for a move costs no turns"
+    carry_out(source, target)
+    source.run()
+    assert json.loads(source.replies[statuses].body) == {}
+
+
+def test_move_interrupted_anywhere_begins_again(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    before = seen(source, HOME_0)
+    pin(source, HOME_0, 1)
+    for calls in range(4):
+        with pytest.raises(ShardUnavailable):
+            send_rows(source, target, calls)
+    assert list(target.ask("get_statuses")) == [HOME_1], "what has not arrived does not count"
+    carry_out(source, target)
+    source.run()
+    target.run()
+    assert seen(target, HOME_0) == before
+    assert only_rows_of(target, HOME_0, HOME_1)
+    assert only_rows_of(source)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 4])
+def test_move_goes_on_after_both_shards_started_again(pair: tuple[Rig, Rig], calls: int) -> None:
+    source, target = pair
+    before = seen(source, HOME_0)
+    pin(source, HOME_0, 1)
+    with pytest.raises(ShardUnavailable):
+        send_rows(source, target, calls)
+    for rig in pair:
+        rig.start()
+    target.run()
+    assert only_rows_of(target, HOME_1), "what came half is dropped"
+    waiting = source.send("get_status", HOME_0)
+    source.run()
+    assert waiting not in source.replies, "it is held again"
+    carry_out(source, target)
+    source.run()
+    assert source.replies[waiting].status == MOVED
+    assert seen(target, HOME_0) == before
+
+
+def test_move_that_was_done_before_the_source_knew_is_not_done_twice(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pin(source, HOME_0, 1)
+    send_rows(source, target)
+    source.start()
+    target.start()
+    target.ask("remove_job", HOME_0, ["job 1"])
+    after = seen(target, HOME_0)
+    carry_out(source, target, calls=1)  # one call is answered by "have"
+    source.run()
+    assert seen(target, HOME_0) == after
+    assert source.reply_to("get_status", HOME_0).status == MOVED
+    assert only_rows_of(source)
+
+
+def test_start_in_the_midst_of_removing_what_moved_away_leaves_the_realm_where_it_is(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pin(source, HOME_0, 1)
+    carry_out(source, target)
+    source.turn()
+    assert not only_rows_of(source), "some is left"
+    for _ in range(2):
+        source.start()
+        assert source.shard.placement.shard_of(HOME_0) == 1
+        asked = source.send("add_job", HOME_0, ["x"], {"queue_id": 0})
+        source.turn()
+        assert source.replies[asked][1:] == (MOVED, b"", 1)
+    source.run()
+    assert only_rows_of(source)
+    assert source.reply_to("get_status", HOME_0).status == MOVED
+
+
+def test_start_in_the_midst_of_dropping_half_an_arrival_leaves_the_realm_where_it_is(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pin(source, HOME_0, 1)
+    with pytest.raises(ShardUnavailable):
+        send_rows(source, target, 4)
+    for _ in range(2):
+        target.start()
+        target.turn()
+        assert target.reply_to("get_status", HOME_0)[1:] == (MOVED, b"", 0)
+    assert only_rows_of(target, HOME_1)
+
+
+def test_realm_deleted_in_shard_it_was_pinned_to_comes_to_be_there_again(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pin(source, HOME_0, 1)
+    carry_out(source, target)
+    source.run()
+    target.ask("delete_realm", HOME_0)
+    target.start()
+    target.add(HOME_0, "new")
+    assert source.reply_to("get_status", HOME_0).extra == 1
+    assert target.ask("get_status", HOME_0)["total_jobs"] == 1
+
+
+def test_realm_deleted_in_shard_that_is_not_its_home_leaves_a_note_there() -> None:
+    rig = Rig(1, 2)
+    rig.shard.placement.learn(HOME_0, 1)
+    rig.add(HOME_0, "x")
+    assert rig.ask("get_stats")["realms"][HOME_0]["pinned"] is True
+    rig.ask("delete_realm", HOME_0)
+    rig.start()
+    assert rig.ask("get_status", HOME_0)["total_jobs"] == 0
+    assert rig.store.load().moved == {HOME_0: 1}
+
+
+def test_full_disk_when_a_move_is_asked_for_moves_nothing(pair: tuple[Rig, Rig]) -> None:
+    source, _ = pair
+    before = seen(source, HOME_0)
+    asked = source.send("place_realm", HOME_0, [1], {"shard": 1})
+    assert source.full_turn() == [asked]
+    assert source.error(asked)["code"] == "storage_full"
+    assert source.shard.moves == []
+    assert seen(source, HOME_0) == before
+
+
+def test_full_disk_during_a_move_goes_on_with_it(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    before = seen(source, HOME_0)
+    asked = pin(source, HOME_0, 1)
+    other = next(name for name in ids(50)[21:] if home(name, 2) == 0)
+    lost = source.send("add_job", other, ["x"], {"queue_id": 0})
+    assert sorted(source.full_turn()) == sorted([asked, lost])
+    carry_out(source, target)
+    source.run()
+    assert seen(target, HOME_0) == before
+    assert source.reply_to("get_status", HOME_0).status == MOVED
+
+
+def test_arrival_that_a_reload_forgot_is_to_begin_again_and_leaves_nothing_to_the_collector(rig: Rig) -> None:
+    source = Rig()
+    source.add(A, *ids(200))
+    realm = source.shard.find(A)
+    assert realm is not None
+    queues = [list(realm.queue_row(queue)) for queue in realm.queues.values()]
+    (chunk,) = moving._chunks(realm, source.shard._payload)
+
+    def arrive() -> int:
+        gc.collect()
+        begun = rig.reply_to("arrive_begin", "", [list(realm.row()), queues, source.shard.keys.next_key])
+        assert begun.body == moving.TAKE
+        assert rig.reply_to("arrive_rows", "", [A, chunk]).status == 200
+        rig.shard.load(rig.store.load(), rig.now)
+        rig.run()
+        late = rig.reply_to("arrive_rows", "", [A, chunk])
+        assert json.loads(late.body)["code"] == "arrival_unknown"
+        return gc.collect()
+
+    gc.disable()
+    try:
+        arrive()
+        assert arrive() < 200
+    finally:
+        gc.enable()
+    assert rig.shard.find(A) is None
