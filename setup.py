@@ -42,8 +42,10 @@ setup(
     ],
     extras_require={
         "speed": ["uvloop>=0.21"],
+        "async": ["aiohttp>=3.11"],
         # Compatible ranges, so that the checks of today still pass tomorrow.
         "test": [
+            "aiohttp~=3.14",
             "docutils~=0.23.0",
             "hypothesis~=6.170",
             "mypy~=2.4.0",

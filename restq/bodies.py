@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from restq import names
 from restq.errors import BodyMalformed, FieldInvalid, FieldMissing, FieldTypeWrong, RestqError
@@ -19,6 +20,13 @@ from restq.names import QueueId
 
 COUNT_MAX = 100_000  # jobs in one pull or one bulk body
 DEPTH_MAX = 64  # levels of arrays and objects in a job's data
+LEASE_SECONDS_MAX = 1e9
+WAIT_SECONDS_MAX = 300
+WORKER_BYTES_MAX = 512
+LIMIT_MAX = 1000  # entries on one page of a list
+LIMIT_DEFAULT = 50
+
+Seconds = int | float
 
 Body = TypeVar("Body")
 
@@ -29,6 +37,12 @@ class JobBody(msgspec.Struct):
     queue_id: int | str
     data: msgspec.Raw = msgspec.Raw(b"null")
     tags: tuple[str, ...] | None = None
+    delay: Seconds | None = None
+    run_at: Seconds | None = None
+    expires_in: Seconds | None = None
+    max_attempts: int | None = None
+    after: tuple[str, ...] | None = None
+    on_conflict: str | None = None
 
 
 class BulkJob(JobBody, kw_only=True):
@@ -59,8 +73,8 @@ class BulkRemovePairs(msgspec.Struct):
 class Config(msgspec.Struct):
     """Body of POST /{realm}/config."""
 
-    default_lease_time: int | float | None = None
-    queue_lease_time: tuple[int | str, int | float] | None = None
+    default_lease_time: Seconds | None = None
+    queue_lease_time: tuple[int | str, Seconds] | None = None
 
 
 class Pull(msgspec.Struct, forbid_unknown_fields=True):
@@ -68,6 +82,104 @@ class Pull(msgspec.Struct, forbid_unknown_fields=True):
 
     count: int = 1
     max_queue: int | str | None = None
+    wait: Seconds = 0
+    queues: list[int | str] | None = None
+    tags: list[str] | None = None
+    lease_time: Seconds | None = None
+    worker: str | None = None
+
+
+class Ack(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /{realm}/ack. An empty `result` was not given."""
+
+    leases: list[str]
+    result: msgspec.Raw = msgspec.Raw()
+    exit_code: int | None = None
+    output: str | None = None
+
+
+class Nack(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /{realm}/nack."""
+
+    leases: list[str]
+    error: str | None = None
+    exit_code: int | None = None
+    delay: Seconds | None = None
+
+
+class Release(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /{realm}/release."""
+
+    leases: list[str]
+    delay: Seconds | None = None
+
+
+class Extend(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /{realm}/extend."""
+
+    leases: list[str]
+    lease_time: Seconds | None = None
+
+
+class Exchange(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /{realm}/exchange: what is finished, what follows from it, and what to take next."""
+
+    ack: Ack | None = None
+    nack: Nack | None = None
+    add: list[BulkJob] | None = None
+    pull: Pull | None = None
+
+
+class Redrive(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /{realm}/redrive."""
+
+    queue: int | str | None = None
+    jobs: list[str | int | float] | None = None
+
+
+class Backoff(msgspec.Struct, forbid_unknown_fields=True):
+    """How long a job waits after its n-th failure: min(max, base * factor^(n-1)), less a random share of it."""
+
+    base: Seconds
+    factor: Seconds = 2
+    max: Seconds = 3600
+    jitter: Seconds = 0.5  # the largest share taken off, 0 to 1
+
+
+class KeepDone(msgspec.Struct, forbid_unknown_fields=True):
+    """For how long results are kept, and how many."""
+
+    seconds: Seconds | None = None
+    count: int | None = None
+
+
+# In settings, what is not named stays, and null takes it away.
+class LimitSettings(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of PUT /{realm}/tags/{tag}."""
+
+    max_leased: int | UnsetType | None = UNSET
+    rate: Seconds | UnsetType | None = UNSET
+    paused: bool | UnsetType = UNSET
+
+
+class QueueSettings(LimitSettings, forbid_unknown_fields=True):
+    """Body of PUT /{realm}/queues/{queue_id}."""
+
+    lease_time: Seconds | UnsetType | None = UNSET
+    max_attempts: int | UnsetType | None = UNSET
+    backoff: Backoff | UnsetType | None = UNSET
+
+
+class RealmSettings(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of PUT /{realm}/config."""
+
+    default_lease_time: Seconds | UnsetType | None = UNSET
+    max_attempts: int | UnsetType | None = UNSET
+    crash_limit: int | UnsetType | None = UNSET
+    max_jobs: int | UnsetType | None = UNSET
+    max_bytes: int | UnsetType | None = UNSET
+    backoff: Backoff | UnsetType | None = UNSET
+    keep_done: KeepDone | UnsetType | None = UNSET
 
 
 class Move(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,21 +228,70 @@ def job_ids(jobs: Sequence[str | int | float | tuple[str, str | int | float]], r
     return checked
 
 
-def count(value: int | str | None) -> int:
+def count(value: int | str | None, field: str = "count") -> int:
     """The number of jobs to pull: 1 unless given; 0 to COUNT_MAX."""
     if value is None:
         return 1
     if isinstance(value, str) and not _WHOLE.fullmatch(value):
-        raise FieldInvalid(f"count: {ascii(value)[:60]} is not a whole number", "count")
+        raise FieldInvalid(f"{field}: {ascii(value)[:60]} is not a whole number", field)
     number = int(value)
     if not 0 <= number <= COUNT_MAX:
-        raise FieldInvalid(f"count: must lie between 0 and {COUNT_MAX}, not {number}", "count")
+        raise FieldInvalid(f"{field}: must lie between 0 and {COUNT_MAX}, not {number}", field)
     return number
+
+
+def check_count(count: int, field: str) -> None:
+    """Refuse a body with more parts than one request takes."""
+    if count > COUNT_MAX:
+        raise FieldInvalid(f"{field}: {count} are more than the {COUNT_MAX} that one request takes", field)
 
 
 def max_queue(value: int | str | None, field: str = "max_queue") -> QueueId | None:
     """The last queue to pull from, or None for all."""
     return None if value is None else names.queue_id(value, field)
+
+
+def wait(value: Seconds | str | None) -> float:
+    """For how many seconds to wait: 0 unless given, at most WAIT_SECONDS_MAX."""
+    if isinstance(value, str) and not _DECIMAL.fullmatch(value):
+        raise FieldInvalid(f"wait: {ascii(value)[:60]} is not a number of seconds", "wait")
+    seconds = float(value) if isinstance(value, str) else value or 0
+    if not 0 <= seconds <= WAIT_SECONDS_MAX:
+        raise FieldInvalid(f"wait: must lie between 0 and {WAIT_SECONDS_MAX} seconds, not {str(seconds)[:60]}", "wait")
+    return float(seconds)
+
+
+def lease_time(value: Seconds | None, field: str = "lease_time") -> Seconds | None:
+    """The seconds that a lease is to last, or None for what was configured."""
+    if value is not None and not 0 <= value <= LEASE_SECONDS_MAX:
+        raise FieldInvalid(f"{field}: a lease time lies between 0 and {LEASE_SECONDS_MAX:,.0f} seconds", field)
+    return value
+
+
+def worker(value: str | None, field: str = "worker") -> str:
+    """The name that a worker gives itself: "" if none."""
+    if value is not None and (len(value.encode()) > WORKER_BYTES_MAX or not value.isprintable()):
+        raise FieldInvalid(f"{field}: has at most {WORKER_BYTES_MAX} bytes and no control characters", field)
+    return value or ""
+
+
+def limit(text: str | None) -> int:
+    """The largest number of entries on a page: LIMIT_DEFAULT unless given; 1 to LIMIT_MAX."""
+    if text is None:
+        return LIMIT_DEFAULT
+    if not _WHOLE.fullmatch(text):
+        raise FieldInvalid(f"limit: {ascii(text)[:60]} is not a whole number", "limit")
+    number = int(text)
+    if not 1 <= number <= LIMIT_MAX:
+        raise FieldInvalid(f"limit: must lie between 1 and {LIMIT_MAX}, not {number}", "limit")
+    return number
+
+
+def flag(text: str | None, field: str) -> bool:
+    """Whether a query asks for something: 1 or true, 0 or false; no unless given."""
+    if text not in _FLAGS:
+        raise FieldInvalid(f"{field}: must be 1 or 0, not {ascii(text)[:60]}", field)
+    return _FLAGS[text]
 
 
 def shard(body: bytes, shard_count: int) -> int:
@@ -142,6 +303,8 @@ def shard(body: bytes, shard_count: int) -> int:
 
 
 _LENGTH = re.compile(r"Expected `array` of length ([0-9]+).*", re.DOTALL)
+_DECIMAL = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
+_FLAGS = {None: False, "0": False, "false": False, "1": True, "true": True}
 _WHOLE = re.compile(r"-?[0-9]{1,20}")
 _AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)

@@ -182,6 +182,22 @@ class JobLeased(RestqError, ValueError):
     builtin = ValueError
 
 
+class LeaseStale(RestqError, ValueError):
+    """The lease is void: its job was handed out again, removed, moved or finished since. Nothing was done."""
+
+    code = "lease_stale"
+    status = 409
+    builtin = ValueError
+
+
+class JobExists(RestqError, ValueError):
+    """A job of this id is there, and the add said `on_conflict: error`; nothing was changed."""
+
+    code = "job_exists"
+    status = 409
+    builtin = ValueError
+
+
 class BodyTooLarge(RestqError, ValueError):
     """The body is larger than the server takes."""
 
@@ -204,6 +220,22 @@ class ContentTypeUnsupported(RestqError, TypeError):
     code = "content_type_unsupported"
     status = 415
     builtin = TypeError
+
+
+class IdempotencyKeyReused(RestqError, ValueError):
+    """The idempotency key was sent before, with another path or body. Nothing was done."""
+
+    code = "idempotency_key_reused"
+    status = 422
+    builtin = ValueError
+
+
+class QueueFull(RestqError, ConnectionError):
+    """The realm holds as much as its limits allow. Nothing was done; try again after `Retry-After`."""
+
+    code = "queue_full"
+    status = 429
+    builtin = ConnectionError
 
 
 # 5xx: not the caller's fault; worth trying again.

@@ -2,18 +2,23 @@
 
 Frames of one turn of the loop leave in one write. When the shard goes away, what was under way fails at once
 with ShardUnavailable, and the pipe connects again by itself as soon as somebody listens there.
+
+A request may wait in the shard for minutes until there is something to answer. Thousands of those may be under way
+beside all others; `leave` has one answered with what there is.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
 from restq.errors import Overloaded, ShardStarting, ShardUnavailable
 from restq.protocol import Frames, Reply, Request, pack
 
 PIPE_BYTES_MAX = 128 << 20  # of request bodies under way; beyond it callers are told to come again
-PIPE_REQUESTS_MAX = 20_000
+PIPE_REQUESTS_MAX = 20_000  # under way, beside those that may wait
+PIPE_WAITING_MAX = 50_000
 RECONNECT_SECONDS = 0.02
 
 
@@ -26,6 +31,7 @@ class Pipe(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._frames = Frames()
         self._under_way: dict[int, tuple[asyncio.Future[Reply], int]] = {}
+        self._waiting: dict[asyncio.Future[Reply], int] = {}  # the ids of those under way that may wait
         self._bytes_under_way = 0
         self._last_id = 0
         self._unsent: list[bytes] = []
@@ -51,24 +57,49 @@ class Pipe(asyncio.Protocol):
             self._waiters.append(waiter)
             await waiter
 
-    def call(self, operation: str, realm: str, params: list[Any], body: bytes) -> asyncio.Future[Reply]:
+    def call(
+        self,
+        operation: str,
+        realm: str,
+        params: list[Any],
+        body: bytes,
+        once: Sequence[str] = (),
+        waits: bool = False,
+    ) -> asyncio.Future[Reply]:
         """Send a request. The future gives its reply, or raises ShardUnavailable if the shard goes away meanwhile.
 
-        Raises ShardStarting or Overloaded at once where the request can't be sent: then nothing was done.
+        `waits`: it may take its time, and can be left. `once`: as in `Request`. Raises ShardStarting or Overloaded at
+        once where the request can't be sent: then nothing was done.
         """
         if self._transport is None:
             raise ShardStarting(f"shard {self.shard} is starting again; nothing was done, try again")
-        if len(self._under_way) >= PIPE_REQUESTS_MAX or self._bytes_under_way + len(body) > PIPE_BYTES_MAX:
+        waiting_count = len(self._waiting)
+        if waits:
+            is_full = waiting_count >= PIPE_WAITING_MAX
+        else:
+            is_full = len(self._under_way) - waiting_count >= PIPE_REQUESTS_MAX
+        if is_full or self._bytes_under_way + len(body) > PIPE_BYTES_MAX:
             raise Overloaded(f"shard {self.shard} has more requests waiting than fit; nothing was done, try again")
-        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._last_id += 1
-        future: asyncio.Future[Reply] = loop.create_future()
         self._under_way[self._last_id] = (future, len(body))
         self._bytes_under_way += len(body)
-        if not self._unsent:
-            loop.call_soon(self._flush)
-        self._unsent.append(pack(Request(self._last_id, operation, realm, params, body)))
+        if waits:
+            self._waiting[future] = self._last_id
+        self._send(Request(self._last_id, operation, realm, params, body, once))
         return future
+
+    def leave(self, future: asyncio.Future[Reply]) -> None:
+        """Have this request, which may wait, answered at once with what there is. Nothing happens if it is already."""
+        waiting = self._waiting.get(future)
+        if waiting is not None and self._transport is not None:
+            self._last_id += 1
+            self._send(Request(self._last_id, "leave", "", [waiting], b""))  # gets no reply of its own
+
+    def _send(self, request: Request) -> None:
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(pack(request))
 
     def close(self) -> None:
         """Close for good."""
@@ -112,6 +143,8 @@ class Pipe(asyncio.Protocol):
                 continue
             future, size = found
             self._bytes_under_way -= size
+            if self._waiting:
+                self._waiting.pop(future, None)
             if not future.done():
                 future.set_result(reply)
 
@@ -120,6 +153,7 @@ class Pipe(asyncio.Protocol):
         self._transport = None
         self._unsent.clear()
         lost, self._under_way = self._under_way, {}
+        self._waiting.clear()
         self._bytes_under_way = 0
         for future, _ in lost.values():
             if not future.done():

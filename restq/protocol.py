@@ -7,7 +7,7 @@ Front ends and shards are of one installation, so frames carry no version.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -18,13 +18,17 @@ MOVED = 301  # internal: the realm lives in the shard that `extra` names; ask th
 
 
 class Request(NamedTuple):
-    """One operation on one realm, or, with an empty `realm`, on all that the shard holds."""
+    """One operation on one realm, or, with an empty `realm`, on all that the shard holds.
+
+    `once`: the idempotency key and the digest of what was asked under it, or nothing.
+    """
 
     request_id: int
     operation: str
     realm: str
     params: list[Any]
     body: bytes
+    once: Sequence[str] = ()
 
 
 class Reply(NamedTuple):

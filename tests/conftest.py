@@ -24,7 +24,7 @@ import pytest
 from shard_rig import Rig
 
 from restq import Realm
-from restq.shards import shard
+from restq.shards import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 30
@@ -163,4 +163,4 @@ def rig() -> Rig:
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard, "STEP_COUNT", 10)
+    monkeypatch.setattr(tasks, "STEP_COUNT", 10)

@@ -11,6 +11,7 @@ from restq.placement import Placement, home
 from restq.protocol import Frames, Reply, Request, pack
 from restq.shards.actor import Mail
 from restq.shards.data import INLINE_BYTES_MAX
+from restq.shards.full import refuse
 from restq.shards.memory_store import MemoryStore
 from restq.shards.shard import Shard
 
@@ -44,7 +45,7 @@ class Rig:
 
     def start(self) -> None:
         """Start from what the store holds, as after a crash."""
-        self.shard = Shard(self._index, Placement(self._count), 600.0, self.store.payload)
+        self.shard = Shard(self._index, Placement(self._count), 600.0, self.store)
         loaded = self.store.load()
         self._group = loaded.mark.group
         self.shard.load(loaded, self.now)
@@ -76,7 +77,7 @@ class Rig:
     def full_turn(self) -> list[int]:
         """One turn whose commit finds the disk full, and what the process does then."""
         self.shard.turn(self.now)
-        refused = self.shard.refuse(self.shard.outbox, FULL)
+        refused = refuse(self.shard, self.shard.outbox, FULL)
         self.shard.load(self.store.load(), self.now)
         return self._hand_out(refused)
 
@@ -87,9 +88,14 @@ class Rig:
             mail.sender.reply(reply)
         return [mail.request_id for mail, _ in outbox]
 
+    @property
+    def busy(self) -> bool:
+        """Whether a turn would find something to do."""
+        return self.shard.busy(self.now)
+
     def run(self) -> None:
         """Turns until there is nothing to do."""
-        while self.shard.busy:
+        while self.busy:
             self.turn()
 
     def ask(self, operation: str, realm: str = "", params: list[Any] | None = None, body: Any = b"") -> Any:

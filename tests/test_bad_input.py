@@ -39,6 +39,16 @@ def routes_with_body(realm: str) -> dict[str, tuple[str, str]]:
         "pull": ("POST", f"/{realm}/pull"),
         "config": ("POST", f"/{realm}/config"),
         "shard": ("PUT", f"/{realm}/shard"),
+        "ack": ("POST", f"/{realm}/ack"),
+        "nack": ("POST", f"/{realm}/nack"),
+        "release": ("POST", f"/{realm}/release"),
+        "extend": ("POST", f"/{realm}/extend"),
+        "exchange": ("POST", f"/{realm}/exchange"),
+        "redrive": ("POST", f"/{realm}/redrive"),
+        "queue": ("PUT", f"/{realm}/queues/0"),
+        "tag": ("PUT", f"/{realm}/tags/t"),
+        "move tag": ("POST", f"/{realm}/tags/t/move"),
+        "settings": ("PUT", f"/{realm}/config"),
         "all jobs": ("POST", "/jobs"),
         "remove all jobs": ("DELETE", "/jobs"),
         "pull all": ("POST", "/pull"),
@@ -46,7 +56,7 @@ def routes_with_body(realm: str) -> dict[str, tuple[str, str]]:
 
 
 ROUTES = list(routes_with_body(""))
-NEED_A_BODY = [name for name in ROUTES if not name.startswith("pull")]
+NEED_A_BODY = [name for name in ROUTES if name not in ("pull", "pull all", "redrive")]
 
 # -- no JSON -------------------------------------------------------------------------------------------------------
 
@@ -438,7 +448,10 @@ def test_pull_over_realms_with_wrong_query_is_refused_with_400(server: Server, k
         "/REALM/job/a/b",
         "/REALM/job//move",
         "/REALM/tag/",
-        "/REALM/queues/clear",
+        "/REALM/queues/",
+        "/REALM/queues/0/none",
+        "/REALM/tags/",
+        "/REALM/tags/t/clear",
         "/REALM/job/kept/from_q/0/to_q/",
         "/REALM/status/",
         "/performance/none",
@@ -473,7 +486,11 @@ def test_ask_unknown_route_is_404(server: Server, kept: str, method: str, path: 
         ("POST", "/REALM/job", "GET"),
         ("GET", "/REALM/pull", "POST"),
         ("POST", "/REALM/tag/t", "DELETE, GET"),
-        ("GET", "/REALM/config", "POST"),
+        ("DELETE", "/REALM/config", "GET, POST, PUT"),
+        ("PUT", "/REALM/ack", "POST"),
+        ("PUT", "/REALM/jobs", "DELETE, GET, POST"),
+        ("DELETE", "/REALM/queues/0", "GET, PUT"),
+        ("POST", "/REALM/tags/t", "GET, PUT"),
         ("GET", "/REALM/shard", "DELETE, PUT"),
         ("DELETE", "/REALM/job/kept/from_q/0/to_q/1", "GET"),
         ("GET", "/REALM/job/kept/move", "POST"),
@@ -685,7 +702,8 @@ def test_send_bad_requests_side_by_side_in_one_turn_affects_no_neighbour(server:
 
 METHODS = st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH"])
 WORDS = st.sampled_from(
-    "job jobs pull tag status queues clear config shard move from_q to_q performance REALM REALM REALM kept 0 1 t "
+    "job jobs pull tag status queues clear config shard move from_q to_q performance ack nack release extend exchange "
+    "redrive tags cancel explain ?state=done ?limit=2 ?cursor=x REALM REALM REALM kept 0 1 t "
     "%00 %FF %2F .. * ?count=1 ?count=-1 ?count=x ?max-queue= é".replace("é", "%C3%A9").split()
 )
 PATHS = st.lists(WORDS, max_size=7).map(lambda words: "/" + "/".join(words).replace("/?", "?"))
@@ -699,7 +717,8 @@ SCALARS = (
 )
 FIELDS = st.sampled_from(
     "queue_id data tags jobs job_id realm_id count max_queue realms default_lease_time queue_lease_time shard "
-    "from_queue to_queue".split()
+    "from_queue to_queue leases error result output exit_code delay run_at expires_in after on_conflict lease_time "
+    "worker ack nack add pull queue queues paused rate backoff base keep_done seconds max_attempts crash_limit".split()
 )
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(FIELDS, inner, max_size=4), max_leaves=12

@@ -1,11 +1,15 @@
-"""The Python client against a real server, and against broken ones that answer by a script."""
+"""The Python clients against a real server, and against broken ones that answer by a script.
+
+What takes `twin` runs with both of them, and so does what takes `realm`; the rest is the sync client's own.
+What came after 2013 is tested in `test_client_jobs.py` and `test_client_retries.py`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
-import socketserver
 import subprocess
 import sys
 import threading
@@ -16,9 +20,10 @@ from typing import Any
 import pytest
 import requests
 from conftest import Server, StartServer
+from twins import Broken, Loop, Twin, twins
 
 from restq import Realm, Realms, errors
-from restq.client import connection
+from restq.client import peer
 from restq.client.buffer import BYTES_MAX, JOBS_MAX
 from restq.config import ConfigError, load
 
@@ -81,44 +86,28 @@ class Recorder:
         return self._take("DELETE", url, **options)
 
 
-class Broken:
-    """A server that reads each request whole and then answers with given bytes: none is a cut connection."""
-
-    def __init__(self, answer: bytes | None) -> None:
-        self.requests: list[bytes] = []
-        broken = self
-
-        class Handler(socketserver.StreamRequestHandler):
-            def handle(self) -> None:
-                head = b""
-                while not head.endswith(b"\r\n\r\n") and (line := self.rfile.readline()):
-                    head += line
-                lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-                body = self.rfile.read(int(lengths[0].split(b":")[1])) if lengths else b""
-                if head:
-                    broken.requests.append(head + body)
-                if answer is None:
-                    self.rfile.read()  # until the client gives up
-                else:
-                    self.wfile.write(answer)
-
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.uri = f"http://127.0.0.1:{self._server.server_address[1]}/"
-
-    def __enter__(self) -> Broken:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 def html(status: str) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>".encode()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[Loop]:
+    running = Loop()
+    yield running
+    running.close()
+
+
+@pytest.fixture(**twins())
+def twin(request: pytest.FixtureRequest, loop: Loop) -> Iterator[Twin]:
+    """Each of the two clients."""
+    with contextlib.ExitStack() as stack:
+        yield Twin(request.param, loop, stack)
+
+
+@pytest.fixture
+def realm(twin: Twin, server: Server, realm_name: str) -> Any:
+    """Either client of a realm that no other test uses, on the shared server."""
+    return twin.realm(realm_name, server.uri)
 
 
 @pytest.fixture
@@ -177,10 +166,10 @@ def test_get_realm_with_the_name_of_a_method_needs_brackets() -> None:
     assert isinstance(realms["_x"], Realm)
 
 
-def test_use_without_uri_takes_configured_uri_count_and_timeout() -> None:
+def test_use_without_uri_takes_configured_uri_count_and_timeout(twin: Twin) -> None:
     config = load({"client.uri": "http://there:1/q", "client.count": 9, "client.timeout_seconds": 3}, {"HOME": "/"}, [])
     recorder = Recorder({"jobs": []})
-    assert Realms(requester=recorder, config=config).test.pull() == {}
+    assert twin.realms(requester=recorder, config=config).test.pull() == {}
     assert recorder.calls == [("POST", "http://there:1/q/test/pull", {"count": 9})]
     assert recorder.options[0]["timeout"] == 3
 
@@ -201,9 +190,9 @@ def test_iterate_realm_is_refused() -> None:
     assert recorder.calls == []
 
 
-def test_call_each_method_sends_the_documented_request() -> None:
+def test_call_each_method_sends_the_documented_request(twin: Twin) -> None:
     recorder = Recorder({"jobs": [], "removed": 3, "shards": []})
-    realm, base = Realm("my realm", "http://x", recorder), "http://x/my%20realm/"
+    realm, base = twin.realm("my realm", "http://x", recorder), "http://x/my%20realm/"
 
     def sent() -> tuple[str, str, Any]:
         verb, url, body = recorder.calls.pop()
@@ -251,12 +240,17 @@ def test_call_each_method_sends_the_documented_request() -> None:
     assert sent() == ("GET", "status", None)
     assert realm.request("get", "tag", "x") == recorder.reply
     assert sent() == ("GET", "tag/x", None)
-    assert realm.requester is recorder
 
 
-def test_call_each_method_over_realms_sends_the_documented_request() -> None:
+def test_get_requester_returns_the_one_that_was_given() -> None:
+    recorder = Recorder()
+    assert Realm("test", "http://x", recorder).requester is recorder
+    assert Realms("http://x", recorder).requester is recorder
+
+
+def test_call_each_method_over_realms_sends_the_documented_request(twin: Twin) -> None:
     recorder = Recorder({"jobs": [], "shards": [{"shard": 0}]})
-    realms = Realms("http://x/", recorder)
+    realms = twin.realms("http://x/", recorder)
     realms.pull(2, ["a", "b"])
     realms.bulk_add([{"realm_id": "a", "job_id": "j", "queue_id": 0, "tags": {"t"}}])
     realms.bulk_remove([("a", "j")])
@@ -269,17 +263,17 @@ def test_call_each_method_over_realms_sends_the_documented_request() -> None:
     ]
 
 
-def test_remove_tag_of_dots_never_sends_a_path_that_a_proxy_could_shorten() -> None:
+def test_remove_tag_of_dots_never_sends_a_path_that_a_proxy_could_shorten(twin: Twin) -> None:
     recorder = Recorder({"a": {}, "b": {}})
-    Realm("test", "http://x", recorder).remove_tagged_jobs("..")
+    twin.realm("test", "http://x", recorder).remove_tagged_jobs("..")
     assert recorder.calls[-1] == ("DELETE", "http://x/test/jobs", {"jobs": ["a", "b"]})
     assert [verb for verb, url, _ in recorder.calls if url.endswith("%2E%2E")] == ["GET"]
 
 
 @pytest.mark.parametrize("data", [float("nan"), float("inf"), object(), {1, 2}, b"bytes"])
-def test_add_of_data_that_json_cannot_hold_raises_before_anything_is_sent(data: Any) -> None:
+def test_add_of_data_that_json_cannot_hold_raises_before_anything_is_sent(twin: Twin, data: Any) -> None:
     recorder = Recorder()
-    realm = Realm("test", "http://x", recorder)
+    realm = twin.realm("test", "http://x", recorder)
     with pytest.raises((TypeError, ValueError)):
         realm.add("a", 0, data)
     with pytest.raises((TypeError, ValueError)):
@@ -292,9 +286,9 @@ def test_add_of_data_that_json_cannot_hold_raises_before_anything_is_sent(data: 
     ("data", "where"),
     [(float("nan"), "data"), (b"x", "data"), ({"a": [0, b"x"]}, "data.a[1]"), ({(1, 2): 0}, "data")],
 )
-def test_add_of_data_that_json_cannot_hold_names_the_part(data: Any, where: str) -> None:
+def test_add_of_data_that_json_cannot_hold_names_the_part(twin: Twin, data: Any, where: str) -> None:
     recorder = Recorder()
-    realm, good = Realm("test", "http://x", recorder), {"job_id": "a", "queue_id": 0}
+    realm, good = twin.realm("test", "http://x", recorder), {"job_id": "a", "queue_id": 0}
     bad = {**good, "data": data}
     for call, said in (
         (lambda: realm.add("a", 0, data), where),
@@ -306,27 +300,27 @@ def test_add_of_data_that_json_cannot_hold_names_the_part(data: Any, where: str)
     assert recorder.calls == []
 
 
-def test_set_lease_time_to_no_number_names_the_part() -> None:
+def test_set_lease_time_to_no_number_names_the_part(twin: Twin) -> None:
     with pytest.raises(ValueError, match=r"^default_lease_time cannot be sent as JSON: "):
-        Realm("test", "http://x", Recorder()).set_default_lease_time(float("nan"))
+        twin.realm("test", "http://x", Recorder()).set_default_lease_time(float("nan"))
 
 
 @pytest.mark.parametrize("jobs", [["a"], {"job_id": "a", "queue_id": 0}, [None]])
-def test_bulk_add_of_what_are_no_jobs_raises_type_error(jobs: Any) -> None:
+def test_bulk_add_of_what_are_no_jobs_raises_type_error(twin: Twin, jobs: Any) -> None:
     with pytest.raises(TypeError, match="a job is a dict"):
-        Realm("test", "http://x", Recorder()).bulk_add(jobs)
+        twin.realm("test", "http://x", Recorder()).bulk_add(jobs)
 
 
-def test_bulk_remove_of_one_text_raises_and_removes_no_letters() -> None:
+def test_bulk_remove_of_one_text_raises_and_removes_no_letters(twin: Twin) -> None:
     recorder = Recorder()
     with pytest.raises(TypeError, match=r"write \['abc'\]"):
-        Realm("test", "http://x", recorder).bulk_remove("abc")
+        twin.realm("test", "http://x", recorder).bulk_remove("abc")
     assert recorder.calls == []
 
 
-def test_give_one_text_for_a_list_raises_and_splits_it_into_no_letters() -> None:
+def test_give_one_text_for_a_list_raises_and_splits_it_into_no_letters(twin: Twin) -> None:
     recorder = Recorder({"jobs": []})
-    realms = Realms("http://x", recorder)
+    realms = twin.realms("http://x", recorder)
     job = {"realm_id": "test", "job_id": "a", "queue_id": 0, "tags": "abc"}
     wrong: list[tuple[Callable[[], Any], str]] = [
         (lambda: realms.test.add("a", 0, tags="abc"), r"tags is a list of tags, not one: write \['abc'\]"),
@@ -347,9 +341,9 @@ def test_give_one_text_for_a_list_raises_and_splits_it_into_no_letters() -> None
 
 
 # The buffer.
-def test_bulk_add_with_buffer_sends_at_flush_and_at_close() -> None:
+def test_bulk_add_with_buffer_sends_at_flush_and_at_close(twin: Twin) -> None:
     recorder = Recorder()
-    with Realms("http://x", recorder) as realms:
+    with twin.realms("http://x", recorder) as realms:
         data = {"n": 1}
         realms.test.bulk_add([{"job_id": "a", "queue_id": 0, "data": data}], buffer=True)
         data["n"] = 2  # too late: the job was added as it was
@@ -361,9 +355,9 @@ def test_bulk_add_with_buffer_sends_at_flush_and_at_close() -> None:
     assert recorder.calls[1:] == [("POST", "http://x/test/jobs", {"jobs": [{"job_id": "b", "queue_id": 0}]})]
 
 
-def test_bulk_add_with_buffer_sends_when_full() -> None:
+def test_bulk_add_with_buffer_sends_when_full(twin: Twin) -> None:
     recorder = Recorder()
-    realm = Realm("test", "http://x", recorder)
+    realm = twin.realm("test", "http://x", recorder)
     realm.bulk_add(({"job_id": str(n), "queue_id": 0} for n in range(2 * JOBS_MAX + 1)), buffer=True)
     assert [len(body["jobs"]) for _, _, body in recorder.calls] == [JOBS_MAX, JOBS_MAX]
     recorder.calls.clear()
@@ -371,20 +365,20 @@ def test_bulk_add_with_buffer_sends_when_full() -> None:
     assert [[job["job_id"] for job in body["jobs"]] for _, _, body in recorder.calls] == [[str(2 * JOBS_MAX), "large"]]
 
 
-def test_bulk_add_without_buffer_sends_what_was_buffered_first() -> None:
+def test_bulk_add_without_buffer_sends_what_was_buffered_first(twin: Twin) -> None:
     recorder = Recorder()
-    realm = Realm("test", "http://x", recorder)
+    realm = twin.realm("test", "http://x", recorder)
     realm.bulk_add([{"job_id": "a", "queue_id": 0}], buffer=True)
     realm.bulk_add([{"job_id": "b", "queue_id": 0}])
     assert [body["jobs"][0]["job_id"] for _, _, body in recorder.calls] == ["a", "b"]
 
 
 def test_bulk_flush_that_fails_keeps_the_jobs_and_sends_those_of_other_realms() -> None:
-    recorder = Recorder({"code": "shard_unavailable", "message": "gone"}, status=503)
+    recorder = Recorder({"code": "storage_full", "message": "no room"}, status=507)
     realms = Realms("http://x", recorder)
     realms.a.bulk_add([{"job_id": "a", "queue_id": 0}], buffer=True)
     realms.b.bulk_add([{"job_id": "b", "queue_id": 0}], buffer=True)
-    with pytest.raises(errors.ShardUnavailable):
+    with pytest.raises(errors.StorageFull):
         realms.close()
     assert len(recorder.calls) == 2
     recorder.status_code = 200
@@ -394,23 +388,23 @@ def test_bulk_flush_that_fails_keeps_the_jobs_and_sends_those_of_other_realms() 
 
 # Servers that fail.
 @pytest.mark.parametrize("code", ["overloaded", "shard_starting"])
-def test_request_that_the_server_did_not_do_is_repeated(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_that_the_server_did_not_do_is_repeated(twin: Twin, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder({"code": code, "message": "later"}, status=503)
-    monkeypatch.setattr(connection.time, "sleep", lambda _: setattr(recorder, "status_code", 200))
-    Realm("test", "http://x", recorder).add("a", 0)
+    monkeypatch.setattr(peer.random, "uniform", lambda *_: setattr(recorder, "status_code", 200) or 0)
+    twin.realm("test", "http://x", recorder).add("a", 0)
     assert len(recorder.calls) == 2
 
 
-def test_request_of_which_nothing_is_known_is_not_repeated() -> None:
+def test_request_without_key_of_which_nothing_is_known_is_not_repeated(twin: Twin) -> None:
     recorder = Recorder({"code": "shard_unavailable", "message": "gone"}, status=503)
     with pytest.raises(errors.ShardUnavailable):
-        Realm("test", "http://x", recorder).pull()
+        twin.realm("test", "http://x", recorder).add("a", 0)
     assert len(recorder.calls) == 1
 
 
-def test_request_to_nobody_says_who_was_asked(free_port: int) -> None:
-    with Realms(f"http://127.0.0.1:{free_port}") as realms, pytest.raises(errors.ServerUnreachable) as caught:
-        len(realms)
+def test_request_to_nobody_says_who_was_asked(twin: Twin, free_port: int) -> None:
+    with twin.realms(f"http://127.0.0.1:{free_port}") as realms, pytest.raises(errors.ServerUnreachable) as caught:
+        realms.pull()
     assert str(caught.value) == f"no restq server answers at http://127.0.0.1:{free_port}/: Connection refused"
     assert isinstance(caught.value, ConnectionError)
 
@@ -428,18 +422,20 @@ def test_dir_without_server_still_lists_methods(free_port: int) -> None:
         assert {"pull", "bulk_add", "bulk_remove", "shards"} <= set(dir(realms))
 
 
-def test_request_without_answer_in_time_says_that_it_may_have_been_done() -> None:
+def test_request_without_answer_in_time_says_that_it_may_have_been_done(twin: Twin) -> None:
     config = load({"client.timeout_seconds": 0.2}, {"HOME": "/"}, [])
-    with Broken(None) as broken, Realm("test", broken.uri, config=config) as realm:
+    with Broken(None) as broken, twin.realm("test", broken.uri, config=config) as realm:
         with pytest.raises(errors.ServerUnreachable, match=r"within 0\.2 s: whether the request was done is not known"):
             realm.pull()
         assert len(broken.requests) == 1
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", b"nonsense\r\n\r\n"])
-def test_request_with_cut_answer_is_sent_once_and_says_that_it_may_have_been_done(answer: bytes) -> None:
-    with Broken(answer) as broken, Realm("test", broken.uri) as realm:
-        for act in (realm.pull, lambda: realm.status):
+def test_request_without_key_with_cut_answer_is_sent_once_and_says_that_it_may_have_been_done(
+    twin: Twin, answer: bytes
+) -> None:
+    with Broken(answer) as broken, twin.realm("test", broken.uri) as realm:
+        for act in (lambda: realm.add("a", 0), lambda: realm.remove_job("a"), lambda: realm.status):
             broken.requests.clear()
             with pytest.raises(errors.ServerUnreachable, match="whether the request was done is not known"):
                 act()
@@ -447,16 +443,16 @@ def test_request_with_cut_answer_is_sent_once_and_says_that_it_may_have_been_don
 
 
 @pytest.mark.parametrize("status", ["200 OK", "502 Bad Gateway", "404 Not Found"])
-def test_request_with_answer_that_is_not_json_says_so(status: str) -> None:
-    with Broken(html(status)) as broken, Realm("test", broken.uri) as realm:
+def test_request_with_answer_that_is_not_json_says_so(twin: Twin, status: str) -> None:
+    with Broken(html(status)) as broken, twin.realm("test", broken.uri) as realm:
         with pytest.raises(errors.RestqError, match=rf"status {status[:3]} and something that is not JSON"):
             realm.pull()
         assert len(broken.requests) == 1
 
 
-def test_request_that_is_redirected_is_not_sent_again() -> None:
+def test_request_that_is_redirected_is_not_sent_again(twin: Twin) -> None:
     answer = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 2\r\n\r\n{}"
-    with Broken(answer) as broken, Realm("test", broken.uri) as realm:
+    with Broken(answer) as broken, twin.realm("test", broken.uri) as realm:
         with pytest.raises(errors.RestqError, match="status 302"):
             realm.pull()
         assert len(broken.requests) == 1
@@ -472,7 +468,7 @@ def test_request_with_restq_error_raises_the_class_of_its_code(requester: Any) -
 
 
 # The real server.
-def test_add_then_pull_returns_jobs_by_queue_and_then_by_age(realm: Realm) -> None:
+def test_add_then_pull_returns_jobs_by_queue_and_then_by_age(realm: Any) -> None:
     realm.add("late", 10)
     realm.add("second", 2, {"x": [1, None, "é"]})
     realm.add("third", "2")
@@ -487,19 +483,19 @@ def test_add_then_pull_returns_jobs_by_queue_and_then_by_age(realm: Realm) -> No
     assert realm.pull() == {}
 
 
-def test_pull_without_count_takes_configured_five(realm: Realm) -> None:
+def test_pull_without_count_takes_configured_five(realm: Any) -> None:
     realm.bulk_add([{"job_id": str(n), "queue_id": 0} for n in range(7)])
     assert list(realm.pull()) == ["0", "1", "2", "3", "4"]
     assert list(realm.pull()) == ["5", "6"]
 
 
-def test_pull_with_max_queue_leaves_later_queues(realm: Realm) -> None:
+def test_pull_with_max_queue_leaves_later_queues(realm: Any) -> None:
     realm.bulk_add({n: {"job_id": n, "queue_id": n} for n in ("0", "1", "2")})
     assert list(realm.pull(9, max_queue=1)) == ["0", "1"]
 
 
 @pytest.mark.parametrize("job_id", AWKWARD_IDS)
-def test_add_get_move_pull_and_remove_keep_awkward_job_id(realm: Realm, job_id: str) -> None:
+def test_add_get_move_pull_and_remove_keep_awkward_job_id(realm: Any, job_id: str) -> None:
     realm.add(job_id, 0, data=[job_id], tags=["t"])
     realm.add("neighbour", 9, tags=["t"])
     assert realm.get_job(job_id)["data"] == [job_id]
@@ -511,7 +507,7 @@ def test_add_get_move_pull_and_remove_keep_awkward_job_id(realm: Realm, job_id: 
 
 
 @pytest.mark.parametrize("tag", [".", "..", "a/b", "a b", "%2F", "?", "status", "größe"])
-def test_ask_for_and_remove_awkward_tag_concerns_its_jobs_only(realm: Realm, tag: str) -> None:
+def test_ask_for_and_remove_awkward_tag_concerns_its_jobs_only(realm: Any, tag: str) -> None:
     realm.add("a", 0, tags=[tag])
     realm.add("b", 0, tags=["other"])
     assert realm.get_tag_status(tag) == {"count": 1}
@@ -523,14 +519,14 @@ def test_ask_for_and_remove_awkward_tag_concerns_its_jobs_only(realm: Realm, tag
 
 
 @pytest.mark.parametrize("queue_id", [".", "..", "a/b", "0", "-3", "größe"])
-def test_clear_awkward_queue_removes_its_jobs(realm: Realm, queue_id: str) -> None:
+def test_clear_awkward_queue_removes_its_jobs(realm: Any, queue_id: str) -> None:
     realm.add("a", queue_id)
     realm.add("b", 77)
     assert realm.clear_queue(queue_id) == 1
     assert realm.status["total_jobs"] == 1
 
 
-def test_get_job_tells_tags_data_and_time_since_checkout(realm: Realm) -> None:
+def test_get_job_tells_tags_data_and_time_since_checkout(realm: Any) -> None:
     realm.add("a", 0, 5, ["t"])
     realm.add("a", 1)
     realm.pull(1)
@@ -541,7 +537,7 @@ def test_get_job_tells_tags_data_and_time_since_checkout(realm: Realm) -> None:
     assert ages[1] == 0
 
 
-def test_use_of_what_is_not_there_raises_as_in_2013(realm: Realm) -> None:
+def test_use_of_what_is_not_there_raises_as_in_2013(realm: Any) -> None:
     realm.add("a", 0)
     with pytest.raises(KeyError):
         realm.get_job("b")
@@ -558,7 +554,7 @@ def test_use_of_what_is_not_there_raises_as_in_2013(realm: Realm) -> None:
     realm.remove_tagged_jobs("none")
 
 
-def test_add_with_other_data_raises_and_changes_nothing(realm: Realm) -> None:
+def test_add_with_other_data_raises_and_changes_nothing(realm: Any) -> None:
     realm.add("a", 0, "data")
     with pytest.raises(ValueError, match="already exists with other data") as caught:
         realm.add("a", 1, "other")
@@ -568,14 +564,14 @@ def test_add_with_other_data_raises_and_changes_nothing(realm: Realm) -> None:
     assert realm["a"]["data"] == "data"
 
 
-def test_move_of_leased_job_raises_value_error(realm: Realm) -> None:
+def test_move_of_leased_job_raises_value_error(realm: Any) -> None:
     realm.add("a", 0)
     realm.pull()
     with pytest.raises(errors.JobLeased):
         realm.move_job("a", 0, 1)
 
 
-def test_bulk_add_with_one_wrong_job_applies_none(realm: Realm) -> None:
+def test_bulk_add_with_one_wrong_job_applies_none(realm: Any) -> None:
     with pytest.raises(ValueError, match="queue_id"):
         realm.bulk_add([{"job_id": "a", "queue_id": 0}, {"job_id": "b", "queue_id": "x" * 600}])
     with pytest.raises(KeyError, match="queue_id"):
@@ -583,14 +579,14 @@ def test_bulk_add_with_one_wrong_job_applies_none(realm: Realm) -> None:
     assert realm.status["total_jobs"] == 0
 
 
-def test_bulk_add_then_status_counts_what_bulk_remove_leaves(realm: Realm) -> None:
+def test_bulk_add_then_status_counts_what_bulk_remove_leaves(realm: Any) -> None:
     realm.bulk_add([{"job_id": str(n), "queue_id": n % 2, "tags": {"t"}} for n in range(10)])
     assert realm.status == {"total_jobs": 10, "total_tags": 1, "queues": {"0": 5, "1": 5}}
     realm.bulk_remove(str(n) for n in range(9))
     assert realm.status == {"total_jobs": 1, "total_tags": 1, "queues": {"0": 0, "1": 1}}
 
 
-def test_set_lease_time_to_a_moment_hands_job_out_again(realm: Realm) -> None:
+def test_set_lease_time_to_a_moment_hands_job_out_again(realm: Any) -> None:
     realm.set_default_lease_time(0.001)
     realm.add("a", 0)
     realm.set_queue_lease_time("other", 600)
@@ -661,7 +657,7 @@ def test_use_through_requests_module_works_as_a_session(server: Server, realm_na
     assert realm.requester is requests
 
 
-def test_use_from_many_threads_loses_and_doubles_nothing(realm: Realm) -> None:
+def test_use_from_many_threads_loses_and_doubles_nothing(realm: Any) -> None:
     realm.bulk_add([{"job_id": str(n), "queue_id": 0} for n in range(200)])
     taken: list[str] = []
 
@@ -679,13 +675,15 @@ def test_use_from_many_threads_loses_and_doubles_nothing(realm: Realm) -> None:
     assert realm.status["total_jobs"] == 0
 
 
-def test_use_after_server_was_restarted_needs_no_new_client(start_server: StartServer, tmp_path: Path) -> None:
+def test_use_after_server_was_restarted_needs_no_new_client(
+    twin: Twin, start_server: StartServer, tmp_path: Path
+) -> None:
     first = start_server(data_dir=tmp_path / "data")
-    with Realm("test", first.uri) as realm:
+    with twin.realm("test", first.uri) as realm:
         realm.set_default_lease_time(1234)
         realm.add("a", 0, {"kept": True}, ["t"])
         assert first.stop() == 0
-        with pytest.raises(errors.ServerUnreachable):
-            realm.pull()
+        with pytest.raises(errors.ServerUnreachable, match="no restq server answers"):
+            realm.add("b", 0)
         start_server(data_dir=tmp_path / "data", port=first.port)
         assert realm.pull() == {"a": [0, {"kept": True}]}

@@ -121,7 +121,9 @@ def test_pull_without_realms_pulls_over_all(start_server: StartServer, realms: l
     assert ask(own, "GET", "/job").ok() == {"job-0": [realms[0], 0, f"{realms[0]} job-0"]}
     [job] = ask(own, "POST", "/pull").ok()["jobs"]
     assert job.pop("lease_expires_at") > 0
+    assert isinstance(job.pop("lease_id"), str)
     assert job == {
+        "attempt": 1,
         "realm": realms[1],
         "job_id": "job-1",
         "queue_id": 1,

@@ -224,9 +224,10 @@ def test_pull_by_post_gives_jobs_in_order_with_lease_ends(server: Server, realm_
     before = time.time()
     jobs = ask(server, "POST", f"/{realm_name}/pull", {"count": 5}).ok()["jobs"]
     ends = [job.pop("lease_expires_at") for job in jobs]
+    assert len({job.pop("lease_id") for job in jobs}) == 2
     assert jobs == [
-        {"job_id": "a", "queue_id": 0, "data": [1], "tags": ["t", "u"]},
-        {"job_id": "b", "queue_id": 1, "data": None, "tags": []},
+        {"job_id": "a", "queue_id": 0, "data": [1], "tags": ["t", "u"], "attempt": 1},
+        {"job_id": "b", "queue_id": 1, "data": None, "tags": [], "attempt": 1},
     ]
     assert [round(end - before) // 10 for end in ends] == [5, 60]
     assert ask(server, "POST", f"/{realm_name}/pull", {"count": 5}).ok() == {"jobs": []}
@@ -481,7 +482,8 @@ def test_send_and_accept_msgpack_speaks_msgpack_both_ways(server: Server, realm_
     assert pulled.headers["content-type"] == "application/msgpack"
     [job] = msgpack.unpackb(pulled.body)["jobs"]
     assert job.pop("lease_expires_at") > time.time()
-    assert job == {"job_id": "a", "queue_id": 0, "data": {"x": [1, 2.5, None, "ü"]}, "tags": ["t"]}
+    assert isinstance(job.pop("lease_id"), str)
+    assert job == {"job_id": "a", "queue_id": 0, "data": {"x": [1, 2.5, None, "ü"]}, "tags": ["t"], "attempt": 1}
 
 
 def test_accept_msgpack_on_refusal_refuses_in_msgpack(server: Server, realm_name: str) -> None:

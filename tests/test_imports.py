@@ -39,6 +39,8 @@ ARROWS: dict[str, str] = {
     "supervisor": "child config errors shards.relocation shards.store",
     "client": "client.*",
     "client.*": "restq client.* config errors names",
+    "aio": "aio.*",
+    "aio.*": "restq aio.* client.* config errors names",
     "cli": "cli.*",
     "cli.*": "restq cli cli.* client client.* config errors names supervisor",
     "shards": "",
@@ -46,34 +48,88 @@ ARROWS: dict[str, str] = {
     "shards.heap": "",
     "shards.data": "bodies errors",
     "shards.changes": "names shards.data",
-    "shards.queue": "names shards.changes shards.data shards.heap",
-    "shards.invariants": "names shards.heap shards.queue shards.realm",  # of the realm, the types alone
-    "shards.tags": "shards.queue",
-    "shards.realm": "errors names shards.changes shards.data shards.invariants shards.queue shards.tags",
-    "shards.removal": "errors names shards.changes shards.queue shards.realm",
-    "shards.loader": "shards.changes shards.data shards.queue shards.realm shards.store shards.tags",
+    "shards.settings": "",
+    "shards.gates": "shards.queue shards.settings",  # of the queue, the types alone
+    "shards.job": "names shards.changes shards.data shards.gates shards.queue",  # of the queue, the types alone
+    "shards.queue": "names shards.gates shards.heap shards.job shards.settings",
+    "shards.agenda": "shards.heap shards.job",
+    "shards.roll": "shards.job",
+    "shards.tags": "shards.gates shards.job",
+    # Beside the realm, and of it the types alone.
+    "shards.invariants": "names shards.gates shards.heap shards.job shards.queue shards.realm",
+    "shards.rows": "shards.changes shards.data shards.gates shards.job shards.queue shards.realm shards.settings",
+    "shards.limits": "shards.gates shards.job shards.queue shards.realm shards.rows shards.settings",
+    "shards.endings": "shards.changes shards.job shards.realm",
+    "shards.adding": "errors names shards.data shards.job shards.limits shards.queue shards.realm",
+    "shards.leasing": "names shards.endings shards.heap shards.job shards.queue shards.realm",
+    "shards.finishing": "errors shards.changes shards.endings shards.job shards.realm",
+    "shards.operating": "errors names shards.job shards.realm",
+    "shards.realm": (
+        "errors names shards.agenda shards.changes shards.data shards.endings shards.gates shards.heap"
+        " shards.invariants shards.job shards.limits shards.queue shards.roll shards.rows shards.settings shards.tags"
+    ),
+    "shards.sweeps": "errors names shards.changes shards.job shards.limits shards.operating shards.queue shards.realm",
+    "shards.loader": (
+        "shards.changes shards.data shards.endings shards.gates shards.job shards.limits shards.queue shards.realm"
+        " shards.settings shards.store shards.tags"
+    ),
     # Around it: bodies in, replies out; what is durable; the turn and the loop.
-    "shards.new_jobs": "bodies errors names shards.data shards.realm",
-    "shards.commands": "bodies errors names shards.data shards.new_jobs shards.queue shards.realm shards.removal",
+    "shards.archive": "shards.changes",
+    "shards.configuring": "bodies errors shards.settings",
+    "shards.listing": (
+        "errors names shards.archive shards.configuring shards.gates shards.job shards.queue shards.realm"
+        " shards.settings"
+    ),
+    "shards.new_jobs": "bodies errors names shards.adding shards.data",
+    "shards.commands.call": "shards.archive shards.data shards.job shards.realm",
+    "shards.commands*": (
+        "bodies errors names shards.adding shards.changes shards.commands.* shards.configuring shards.data shards.finishing"
+        " shards.job shards.leasing shards.limits shards.listing shards.new_jobs shards.operating shards.realm"
+        " shards.settings shards.sweeps"
+    ),
     "shards.store": "errors shards.changes shards.data",
     "shards.*_store": "errors shards.changes shards.data shards.store",
     "shards.stats": "",
-    "shards.moving": "errors pipe shards.changes shards.data shards.loader shards.realm shards.removal shards.store",
-    "shards.relocation": "errors placement shards.changes shards.store shards.*_store",
-    "shards.actor": "placement protocol shards.commands shards.realm",
-    "shards.shard": (
-        "bodies errors placement protocol shards.actor shards.changes shards.commands shards.loader shards.moving"
-        " shards.realm shards.removal shards.stats shards.store"
+    "shards.moving": (
+        "errors pipe shards.changes shards.data shards.loader shards.realm shards.replies shards.rows shards.store"
+        " shards.sweeps"
     ),
+    "shards.relocation": "errors placement shards.changes shards.store shards.*_store",
+    "shards.replies": "errors shards.actor shards.changes shards.commands.call",
+    "shards.actor": "errors placement protocol shards.commands.call shards.realm",
+    "shards.waiting": "shards.actor shards.commands.call",
+    "shards.waking": (
+        "protocol shards.actor shards.archive shards.commands.call shards.leasing shards.realm shards.replies"
+        " shards.waiting"
+    ),
+    "shards.chores": "shards.archive shards.changes shards.realm shards.replies",
+    "shards.internal": "protocol shards.actor shards.commands shards.commands.* shards.shard",  # the shard's type alone
+    "shards.tasks": (
+        "errors shards.actor shards.changes shards.commands shards.commands.call shards.realm shards.shard"
+        " shards.sweeps"
+    ),
+    "shards.moves": (
+        "bodies errors placement protocol shards.actor shards.changes shards.commands.call shards.realm shards.shard"
+    ),
+    "shards.shard": (
+        "errors placement protocol shards.actor shards.agenda shards.archive shards.changes shards.chores"
+        " shards.commands shards.commands.call shards.internal shards.loader shards.moves shards.moving shards.realm"
+        " shards.replies shards.stats shards.store shards.sweeps shards.tasks shards.waking"
+    ),
+    "shards.full": "errors protocol shards.actor shards.commands shards.shard",
     "shards.process": (
-        "child errors loop pipe placement protocol shards.actor shards.moving shards.shard shards.store shards.*_store"
+        "child errors loop pipe placement protocol shards.actor shards.full shards.moving shards.shard shards.store"
+        " shards.*_store"
     ),
 }
 
 # These compute and do nothing else: no clock, no file, no socket, no chance.
 PURE = (
-    "bodies errors names placement protocol shards.actor shards.changes shards.commands shards.data shards.heap"
-    " shards.invariants shards.loader shards.new_jobs shards.queue shards.realm shards.removal shards.tags"
+    "bodies errors names placement protocol shards.actor shards.adding shards.agenda shards.archive shards.changes"
+    " shards.commands* shards.configuring shards.data shards.endings shards.finishing shards.gates shards.heap"
+    " shards.invariants shards.job shards.leasing shards.limits shards.listing shards.loader shards.new_jobs"
+    " shards.operating shards.queue shards.realm shards.replies shards.roll shards.rows shards.settings shards.sweeps"
+    " shards.tags shards.waiting shards.waking"
 )
 IMPURE = frozenset(
     "asyncio concurrent datetime io logging multiprocessing os pathlib random secrets select selectors signal socket"

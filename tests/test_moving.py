@@ -13,8 +13,7 @@ from shard_rig import HOME_0, HOME_1, LARGE, A, Rig, bulk, ids, only_rows_of
 from restq.errors import ShardUnavailable
 from restq.placement import home
 from restq.protocol import MOVED, Reply
-from restq.shards import moving
-from restq.shards import shard as shard_module
+from restq.shards import moving, rows, tasks
 
 # -- realms elsewhere ------------------------------------------------------------------------------------------------
 
@@ -28,8 +27,8 @@ def test_request_for_realm_of_another_shard_is_answered_by_where_it_is() -> None
         ("bulk_add", [[0, 1]], many),
         ("bulk_check", [[0, 1]], many),
         ("bulk_remove", [[[HOME_0, "x"], [HOME_1, "y"]]], b""),
-        ("peek", [1, None, [HOME_0, HOME_1]], b""),
-        ("lease_peeked", [[[HOME_0, "x", 0], [HOME_1, "y", 0]]], b""),
+        ("peek", [1, None, [HOME_0, HOME_1], None, None], b""),
+        ("lease_peeked", [[[HOME_0, "x", 0], [HOME_1, "y", 0]], None, ""], b""),
     ):
         reply = rig.reply_to(operation, "", params, body)
         assert (reply.status, reply.body.decode(), reply.extra) == (MOVED, HOME_1, 1)
@@ -41,7 +40,7 @@ def test_pin_of_realm_that_does_not_exist_is_refused() -> None:
     rig = Rig(0, 2)
     reply = rig.reply_to("place_realm", HOME_0, [1], {"shard": 1})
     assert (reply.status, json.loads(reply.body)["code"]) == (404, "realm_not_found")
-    assert rig.shard.moves == []
+    assert rig.shard.moves.asked == []
 
 
 def test_pin_to_where_the_realm_is_moves_nothing() -> None:
@@ -53,7 +52,7 @@ def test_pin_to_where_the_realm_is_moves_nothing() -> None:
     assert rig.ask("get_stats")["realms"][HOME_0]["pinned"] is True
     rig.ask("place_realm", HOME_0, [0])
     assert rig.ask("get_stats")["realms"][HOME_0]["pinned"] is False
-    assert rig.shard.moves == []
+    assert rig.shard.moves.asked == []
 
 
 class Wire:
@@ -83,24 +82,24 @@ def pin(source: Rig, realm: str, shard: int) -> int:
 
 def carry_out(source: Rig, target: Rig, calls: int = 1_000_000) -> None:
     """What the process of the source does with a move: send all, and then say that the realm is gone."""
-    ((mail, shard),) = source.shard.moves
+    ((mail, shard),) = source.shard.moves.asked
     send_rows(source, target, calls)
-    source.shard.moves = []
-    source.shard.depart(mail, shard)
+    source.shard.moves.take()
+    source.shard.moves.depart(mail, shard)
 
 
 def send_rows(source: Rig, target: Rig, calls: int = 1_000_000) -> None:
-    ((mail, _),) = source.shard.moves
-    realm = source.shard.held_realm(mail.realm)
+    ((mail, _),) = source.shard.moves.asked
+    realm = source.shard.moves.held_realm(mail.realm)
     wire: Any = Wire(target, calls)
-    asyncio.run(moving._send_once(realm, source.shard.keys.next_key, source.store.payload, wire))
+    asyncio.run(moving._send_once(realm, source.shard.keys.next_key, source.store, wire))
 
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Rig]:
     """Two shards; the first holds a realm with a bit of everything, and more jobs than fit into one chunk."""
     monkeypatch.setattr(moving, "CHUNK_COUNT", 7)
-    monkeypatch.setattr(shard_module, "STEP_COUNT", 10)
+    monkeypatch.setattr(tasks, "STEP_COUNT", 10)
     source, target = Rig(0, 2), Rig(1, 2)
     source.shard.keys.next_key = 5_000  # it has given out more numbers than the other
     source.ask("configure", HOME_0, body={"default_lease_time": 50, "queue_lease_time": ["late", 9]})
@@ -121,13 +120,13 @@ def seen(rig: Rig, realm: str) -> Any:
     jobs = rig.ask("get_tagged_jobs", realm, ["t"]), rig.ask("get_job", realm, ["large"])
     rig.shard._actors[realm].realm.check()  # type: ignore[union-attr]
     order = [
-        (place.at, place.job.job_id, place.queue.queue_id, place.lease.number)
+        (place.at, place.job.job_id, place.queue.queue_id, place.history.lease)
         for queue in rig.shard._actors[realm].realm.served()  # type: ignore[union-attr]
-        for place in sorted([*queue.ready.entries, *queue.waiting.entries])
+        for place in sorted([*queue.plain.heap.entries, *queue.waiting.entries])
         if place.job.holds(place)
     ]
     times = {queue.queue_id: queue.lease_time for queue in rig.shard._actors[realm].realm.served()}  # type: ignore[union-attr]
-    return rig.ask("get_status", realm), jobs, order, times, rig.ask("peek", "", [100, None, [realm]])
+    return rig.ask("get_status", realm), jobs, order, times, rig.ask("peek", "", [100, None, [realm], None, None])
 
 
 def test_move_keeps_all_of_a_realm(pair: tuple[Rig, Rig]) -> None:
@@ -202,7 +201,7 @@ def test_call_over_all_realms_during_a_move_waits_without_turns_and_figures_do_n
     source.run()
     assert stats in source.replies
     assert statuses not in source.replies
-    assert not source.shard.busy, "who waits for a move costs no turns"
+    assert not source.busy, "who waits for a move costs no turns"
     carry_out(source, target)
     source.run()
     assert json.loads(source.replies[statuses].body) == {}
@@ -317,7 +316,7 @@ def test_full_disk_when_a_move_is_asked_for_moves_nothing(pair: tuple[Rig, Rig])
     asked = source.send("place_realm", HOME_0, [1], {"shard": 1})
     assert source.full_turn() == [asked]
     assert source.error(asked)["code"] == "storage_full"
-    assert source.shard.moves == []
+    assert source.shard.moves.asked == []
     assert seen(source, HOME_0) == before
 
 
@@ -339,12 +338,12 @@ def test_arrival_that_a_reload_forgot_is_to_begin_again_and_leaves_nothing_to_th
     source.add(A, *ids(200))
     realm = source.shard.find(A)
     assert realm is not None
-    queues = [list(realm.queue_row(queue)) for queue in realm.queues.values()]
-    (chunk,) = moving._chunks(realm, source.shard._payload)
+    queues = [list(rows.queue_row(realm, queue)) for queue in realm.queues.values()]
+    (chunk,) = moving._chunks(realm, source.shard.archive.payload)
 
     def arrive() -> int:
         gc.collect()
-        begun = rig.reply_to("arrive_begin", "", [list(realm.row()), queues, source.shard.keys.next_key])
+        begun = rig.reply_to("arrive_begin", "", [list(rows.realm_row(realm)), queues, [], source.shard.keys.next_key])
         assert begun.body == moving.TAKE
         assert rig.reply_to("arrive_rows", "", [A, chunk]).status == 200
         rig.shard.load(rig.store.load(), rig.now)

@@ -9,11 +9,11 @@ import pytest
 from restq.protocol import Frames, Reply, Request, pack
 
 RECORDS: list[Request | Reply] = [
-    Request(1, "add_job", "größe", ["a\0b", None, 10, -(2**63), 2**64 - 1, 1.5, ["x", 0]], b'{"queue_id":0}'),
-    Request(2, "get_status", "", [], b""),
+    Request(1, "add_job", "größe", ["a\0b", None, 10, -(2**63), 2**64 - 1, 1.5, ["x", 0]], b'{"queue_id":0}', []),
+    Request(2, "pull", "", [], b"", ["key", "0f" * 16]),
     Reply(1, 200, b"{}"),
     Reply(2**40, 507, b"\xff\x00" * 40, 2**50),
-    Request(3, "arrive_rows", "", ["r", [[[1, 2, "j", "[]", "é"], b"\x00" * 300]]], b"x" * 70_000),
+    Request(3, "arrive_rows", "", ["r", [[[1, 2, "j", "[]", "é"], b"\x00" * 300]]], b"x" * 70_000, []),
 ]
 STREAM = b"".join(pack(record) for record in RECORDS)
 
@@ -66,6 +66,11 @@ def test_pack_of_record_is_read_back_as_the_same_record(record: Request | Reply)
 def test_pack_of_reply_without_extra_says_zero() -> None:
     (fields,) = Frames().feed(pack(Reply(7, 404, b"{}")))
     assert Reply(*fields).extra == 0
+
+
+def test_pack_of_request_without_key_says_none() -> None:
+    (fields,) = Frames().feed(pack(Request(7, "get_status", "r", [], b"")))
+    assert Request(*fields).once == []
 
 
 def test_two_streams_at_once_do_not_mix() -> None:

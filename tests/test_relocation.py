@@ -12,30 +12,59 @@ from typing import Any
 import pytest
 
 from restq.placement import home
-from restq.shards import relocation
-from restq.shards.changes import Changes, Keys, Task
+from restq.shards import adding, finishing, leasing, limits, operating, relocation
+from restq.shards.changes import (
+    Changes,
+    FailureRow,
+    Keys,
+    QueueRow,
+    RealmRow,
+    ReplyRow,
+    ResultRow,
+    TagRow,
+    Task,
+)
 from restq.shards.data import INLINE_BYTES_MAX
 from restq.shards.loader import Loader
 from restq.shards.realm import Realm
 from restq.shards.relocation import relocate, shard_path
+from restq.shards.settings import LimitSettings, QueueSettings
 from restq.shards.sqlite_store import SqliteStore
-from restq.shards.store import Mark, StoreRefused
+from restq.shards.store import KEPT, Mark, StoreRefused
 
 NOW = 1_000.0
 NAMES = [f"realm {number}" for number in range(12)]
 LARGE = b'"' + b"x" * (INLINE_BYTES_MAX + 1) + b'"'
 
 
+SETTINGS = QueueSettings(max_attempts=3, limits=LimitSettings(max_leased=2))
+WISHES = adding.Wishes(at=NOW + 500, expires_at=NOW + 9_000, max_attempts=2, after=("u",))
+
+
 def fill(realm: Realm, name: str) -> None:
-    """Jobs in several queues, tags, leases, data of all sizes; a little different in every realm."""
+    """Jobs in several queues, tags, leases, a failure, data of all sizes; a little different in every realm."""
     number = NAMES.index(name) if name in NAMES else 0
-    realm.configure(50.0 + number, ("é", 7))
-    realm.add([(f"{name} {job}", job % 3, b'{"a": [1]}', (name, "t")) for job in range(8 + number)], NOW)
-    realm.add([("large", "é", LARGE + b" " * number, ()), ("bare", 0, None, ())], NOW + 1)
-    realm.add([("bare", 2, None, ()), (f"{name} 1", 2, None, ())], NOW + 2)
-    realm.pull(4, None, NOW + 3)
-    realm.move_job("bare", 2, -1, NOW + 4)
-    realm.remove_job(f"{name} 7")
+    realm.default_lease_time = 50.0 + number
+    limits.configure_queue(realm, realm.queue("é"), 7.0, SETTINGS)
+    data = '{"a": ["é"]}'.encode()
+    adding.add(realm, [(f"{name} {job}", job % 3, data, (name, "t"), None) for job in range(8 + number)], NOW)
+    adding.add(realm, [("large", "é", LARGE + b" " * number, (), None), ("bare", 0, None, (), WISHES)], NOW + 1)
+    adding.add(realm, [("bare", 2, None, (), None), (f"{name} 1", 2, None, (), None)], NOW + 2)
+    leased = leasing.pull(realm, leasing.Wanted(4, worker="wörker"), NOW + 3)
+    finishing.nack(realm, [finishing.lease_id(realm, leased[0])], f"of {name}", None, 100.0, NOW + 3)
+    operating.move_job(realm, "bare", 2, -1, NOW + 4)
+    realm.drop(realm.get_job(f"{name} 7"))
+
+
+def keep(realm: Realm, keys: Keys, changes: Changes) -> None:
+    """A row in each of the other tables."""
+    rows = {
+        "tags": TagRow(keys.take(), realm.key, "t", '{"paused": true}', NOW + 5),
+        "results": ResultRow(keys.take(), realm.key, "done", NOW + 7, f'"{realm.name}"'),
+        "replies": ReplyRow(keys.take(), realm.key, "name", "ab12", NOW + 8, realm.name.encode()),
+    }
+    for table, row in rows.items():
+        getattr(changes, table)[row.key] = row
 
 
 def make(data_dir: Path, where: dict[int, list[str]], **said: Any) -> None:
@@ -49,7 +78,8 @@ def make(data_dir: Path, where: dict[int, list[str]], **said: Any) -> None:
             for attribute, value in said.items():
                 setattr(realm, attribute, value)
             fill(realm, name)
-            realm._write(changed=True)
+            keep(realm, keys, changes)
+            realm.write(changed=True)
         asyncio.run(store.commit(changes, Mark(mark.group + 1, keys.next_key, NOW + shard)))
         store.close()
 
@@ -62,15 +92,23 @@ def seen(realm: Realm, store: SqliteStore) -> Any:
     """All that can be seen of a realm, in order."""
     realm.check()
     places = [
-        (queue.queue_id, queue.lease_time, place.at, *place.row()[4:], place.job.job_id)
+        (queue.queue_id, queue.lease_time, queue.settings, place.at, place.history, place.job.job_id)
         for queue in realm.served()
-        for place in sorted([*queue.ready.entries, *queue.waiting.entries])
+        for place in sorted(place for job in realm.jobs.values() for place in job.places if place.queue is queue)
     ]
     jobs = {
-        job.job_id: (job.tags, store.payload(job.key) if job.job_id == "large" else job.data)
+        job.job_id: (job.tags, job.terms, store.payload(job.key) if job.job_id == "large" else job.data)
         for job in sorted(realm.jobs.values(), key=lambda job: job.key)
     }
-    return realm.default_lease_time, realm.status(), places, list(jobs.items())
+    kept = [
+        row._replace(key=row.key - realm.key, realm=0)
+        for table in KEPT
+        for row in store.rows_of(table, realm.key, 0, 1000)
+    ]
+    assert len(kept) == len(KEPT)
+    proofs = sorted(finishing.lease_id(realm, job.place_of(key)) for key, job in realm.leases.items())
+    assert len(proofs) == 3
+    return realm.default_lease_time, list(realm.queues), proofs, places, list(jobs.items()), kept
 
 
 def contents(data_dir: Path) -> dict[int, dict[str, Any]]:
@@ -80,25 +118,24 @@ def contents(data_dir: Path) -> dict[int, dict[str, Any]]:
         store = SqliteStore(path)
         loaded = store.load()
         keys = Keys(loaded.mark.next_key)
-        loader = Loader(keys, Changes())
-        for realm_row in loaded.realms:
-            loader.add_realm(realm_row)
-        for queue_row in loaded.queues:
-            loader.add_queue(queue_row)
-        loader.add_places(loaded.places)
-        realms = loader.finish(NOW)
+        loader = Loader(keys, Changes(), lambda: 0.5)
+        loader.add_all(loaded)
+        realms = loader.finish(NOW, loaded.mark.clock)
         assert len({realm.name for realm in realms}) == len(realms), "a realm is in a file once"
         for realm in realms:
             for row in [realm, *realm.queues.values(), *realm.jobs.values()]:
                 assert row.key < keys.next_key
-        count = store._database.execute(
-            "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM payloads)"
-        ).fetchone()
-        assert count == (sum(len(realm.jobs) for realm in realms), len(realms))
+        assert row_count(store, "jobs") == sum(len(realm.jobs) for realm in realms)
+        assert {row_count(store, table) for table in ("payloads", *KEPT)} == {len(realms)}
         shard = int(path.stem.removeprefix("shard-"))
         found[shard] = {realm.name: seen(realm, store) for realm in realms}
         store.close()
     return found
+
+
+def row_count(store: SqliteStore, table: str) -> int:
+    (count,) = store._database.execute(f"SELECT count(*) FROM {table}").fetchone()
+    return int(count)
 
 
 def flat(found: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -156,6 +193,92 @@ def test_relocate_of_large_realm_in_many_groups_keeps_it(tmp_path: Path, monkeyp
     assert flat(contents(tmp_path)) == expected
 
 
+def rows_of_a_realm(name: str) -> Changes:
+    """Rows of which every column says something."""
+    changes = Changes()
+    changes.realms[4] = RealmRow(4, name, 60.0, 3, 0, None, '{"max_jobs": 9}', 7)
+    changes.queues[5] = QueueRow(5, 4, "q", 12.5, '{"rate": 2}', NOW + 1)
+    changes.tags[6] = TagRow(6, 4, "t", '{"max_leased": 1}', NOW + 2)
+    history = (NOW - 5, 11, 3, 2, 9, "w")
+    changes.put((7, 5, NOW + 3, *history, 7, 4, "j", '["t"]', "", "ab", len(LARGE), '{"after": ["u"]}'), LARGE)
+    changes.put((8, 5, NOW + 4, 0.0, 0, 0, 0, 0, "", 8, 4, "k", "[]", "1", "", 0, ""), None)
+    changes.failures[7] = FailureRow(7, 4, "e", -9, NOW)
+    changes.results.update({key: ResultRow(key, 4, "done", NOW, str(key)) for key in (9, 10)})
+    changes.replies[12] = ReplyRow(12, 4, "n", "cd", NOW, b"reply")
+    return changes
+
+
+def in_another_file(changes: Changes, shift: int) -> dict[str, Any]:
+    """These rows by table, with all keys in them higher by `shift`: the first columns, as many as `keys` says."""
+    keys = {"realms": 1, "payloads": 1, "queues": 2, "jobs": 2, "places": 3, **dict.fromkeys(KEPT, 2)}
+    rows = {
+        table: [((key, row) if table == "payloads" else tuple(row)) for key, row in getattr(changes, table).items()]
+        for table in keys
+    }
+    return {
+        table: [(*(key + shift for key in row[: keys[table]]), *row[keys[table] :]) for row in found]
+        for table, found in rows.items()
+    }
+
+
+def all_rows(data_dir: Path, shard: int) -> dict[str, Any]:
+    """Every table that is not empty."""
+    store = SqliteStore(shard_path(data_dir, shard))
+    read = store._database.execute
+    rows = {table: read(f"SELECT * FROM {table}").fetchall() for table in Changes.__slots__}
+    store.close()
+    return {table: found for table, found in rows.items() if found}
+
+
+def keep_rows(data_dir: Path, shard: int, changes: Changes, mark: Mark) -> None:
+    store = SqliteStore(shard_path(data_dir, shard))
+    asyncio.run(store.commit(changes, mark))
+    store.close()
+
+
+def test_relocate_carries_every_column_and_shifts_keys_alone(tmp_path: Path) -> None:
+    name = next(name for name in NAMES if home(name, 2) == 1)
+    keep_rows(tmp_path, 0, rows_of_a_realm(name), Mark(1, 20, NOW))
+    keep_rows(tmp_path, 1, Changes(), Mark(1, 1000, NOW))
+    relocate(tmp_path, 2)
+    shift = 1000 - 4
+    expected = in_another_file(rows_of_a_realm(name), shift)
+    expected["realms"] = [(4 + shift, name, 60.0, 4, 0, None, '{"max_jobs": 9}', 7 + shift)]
+    assert all_rows(tmp_path, 1) == expected
+    assert all_rows(tmp_path, 0) == {}
+    keep_rows(tmp_path, 0, Changes(), Mark(9, 5000, NOW))
+    relocate(tmp_path, 1)
+    (row,) = all_rows(tmp_path, 0)["realms"]
+    assert row[0] - row[-1] == 4 - 7, "the shift grows by as much as the keys"
+
+
+def test_relocate_leaves_replies_of_requests_over_several_realms(tmp_path: Path) -> None:
+    changes = rows_of_a_realm(next(name for name in NAMES if home(name, 2) == 1))
+    reply = ReplyRow(13, 0, "n", "ef", NOW, b"over realms")
+    changes.replies[13] = reply
+    keep_rows(tmp_path, 0, changes, Mark(1, 20, NOW))
+    relocate(tmp_path, 2)
+    assert all_rows(tmp_path, 0) == {"replies": [reply]}
+    assert [row[-1] for row in all_rows(tmp_path, 1)["replies"]] == [b"reply"]
+
+
+def test_relocate_of_large_results_in_groups_of_bounded_size_keeps_them(
+    tmp_path: Path, crashes: Crashes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relocation, "CHUNK_ROWS", 1000)
+    monkeypatch.setattr(relocation, "CHUNK_BYTES", 2_500)
+    changes = rows_of_a_realm(next(name for name in NAMES if home(name, 2) == 1))
+    changes.payloads.clear()
+    changes.jobs.clear()
+    changes.places.clear()
+    changes.results = {key: ResultRow(key, 4, "j", NOW, "x" * 1000) for key in range(20, 50)}
+    keep_rows(tmp_path, 0, changes, Mark(1, 60, NOW))
+    crashes.count = 0
+    relocate(tmp_path, 2)
+    assert 10 <= crashes.count <= 15, "a group is three of them"
+    assert len(all_rows(tmp_path, 1)["results"]) == 30
+
+
 def test_relocate_gives_out_no_number_twice(tmp_path: Path) -> None:
     """Leases are proven by their numbers: what the old file gave out, the new one must not give out again."""
     make(tmp_path, {0: [name for name in NAMES if home(name, 2) == 1]})
@@ -206,7 +329,7 @@ def test_relocate_of_realm_with_removal_under_way_takes_the_removal_along(tmp_pa
     make(tmp_path, {0: [name]}, task=Task("clear_queue", 0))
     relocate(tmp_path, 2)
     assert rows_of(tmp_path, 0) == {}
-    assert json.loads(rows_of(tmp_path, 1)[name].task) == ["clear_queue", 0]
+    assert json.loads(rows_of(tmp_path, 1)[name].task)[:2] == ["clear_queue", 0]
 
 
 @pytest.mark.parametrize("shard", [0, 1])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from shard_rig import LARGE, NOW, A, B, C, Rig, bulk, ids, only_rows_of
 
-from restq.shards import commands
+from restq.shards import adding, commands
 from restq.shards import shard as shard_module
 
 # -- turns -----------------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def test_turn_ends_when_its_group_is_full_and_next_goes_on(rig: Rig, monkeypatch
     first = rig.turn()
     assert neighbour in first
     assert len(first) < 20
-    assert rig.shard.busy
+    assert rig.busy
     rig.run()
     assert [request for request in rig.answered if request != neighbour] == flood
     assert rig.ask("get_status", A)["total_jobs"] == 100
@@ -88,7 +88,7 @@ def test_exception_half_way_ends_the_turn(rig: Rig, monkeypatch: pytest.MonkeyPa
     """Only the file knows what is true then: the process must not go on."""
 
     def broken(realm: Any, call: Any) -> Any:
-        realm.add([("half", 0, None, ())], call.now)
+        adding.add(realm, [("half", 0, None, (), None)], call.now)
         raise ZeroDivisionError
 
     monkeypatch.setitem(commands.REALM_OPERATIONS, "get_status", broken)
@@ -112,7 +112,7 @@ def test_names_that_are_asked_for_and_do_not_exist_take_no_memory(rig: Rig) -> N
         rig.reply_to("get_job", f"job {number}", ["x"])
         rig.reply_to("add_job", f"bad {number}", ["x"], b"{")
         rig.reply_to("bulk_remove", "", [[[f"remove {number}", "x"]]])
-        rig.reply_to("peek", "", [1, None, [f"peek {number}"]])
+        rig.reply_to("peek", "", [1, None, [f"peek {number}"], None, None])
         rig.add(f"deleted {number}", "x")
         rig.ask("delete_realm", f"deleted {number}")
     assert list(rig.shard._actors) == ["real"]
@@ -197,8 +197,8 @@ def test_two_removals_at_once_take_turns(rig: Rig) -> None:
     removals = [rig.send("clear_queue", realm, ["0"]) for realm in (A, B)]
     rig.turn()
     left = []
-    while rig.shard.busy:
-        left.append([status["jobs"] for status in rig.shard._counts().values()])
+    while rig.busy:
+        left.append([len(realm.jobs) for realm in rig.shard.realms()])
         rig.turn()
     assert all(abs(one - other) <= 20 for one, other in left)
     assert rig.answered[-2:] == removals
@@ -257,17 +257,19 @@ def test_peek_over_realms_leases_nothing_and_lease_takes_just_the_chosen(rig: Ri
     rig.now += 1
     rig.add(B, "y", queue=0)
     rig.add(B, "z", queue=5)
-    peeked = rig.ask("peek", "", [10, 1, None])
+    peeked = rig.ask("peek", "", [10, 1, None, None, None])
     assert sorted(peeked) == [[NOW, A, "x", 1], [NOW + 1, B, "y", 0]]
-    assert rig.ask("peek", "", [10, None, [B, C]]) == [[NOW + 1, B, "y", 0], [NOW + 1, B, "z", 5]]
-    assert sorted(rig.ask("peek", "", [10, 1, None])) == sorted(peeked)
-    reply = rig.reply_to("lease_peeked", "", [[[A, "x", 1], [C, "never", 0], [A, "x", 9], [A, "x", 1]]])
+    assert rig.ask("peek", "", [10, None, [B, C], None, None]) == [[NOW + 1, B, "y", 0], [NOW + 1, B, "z", 5]]
+    assert sorted(rig.ask("peek", "", [10, 1, None, None, None])) == sorted(peeked)
+    reply = rig.reply_to("lease_peeked", "", [[[A, "x", 1], [C, "never", 0], [A, "x", 9], [A, "x", 1]], None, ""])
     first, *others = json.loads(reply.body)
     assert first == {
         "job_id": "x",
         "queue_id": 1,
         "data": LARGE,
         "tags": ["t"],
+        "attempt": 1,
+        "lease_id": first["lease_id"],
         "lease_expires_at": NOW + 601,
         "realm": A,
     }
@@ -284,8 +286,8 @@ def test_peek_leaves_out_realm_that_is_held(rig: Rig) -> None:
     rig.add(B, "y")
     rig.send("clear_queue", A, ["0"])
     rig.turn()
-    peek = rig.send("peek", "", [1, None, None])
-    lease = rig.send("lease_peeked", "", [[[A, "job 50", 0], [B, "y", 0]]])
+    peek = rig.send("peek", "", [1, None, None, None, None])
+    lease = rig.send("lease_peeked", "", [[[A, "job 50", 0], [B, "y", 0]], None, ""])
     rig.turn()
     assert [found[1] for found in json.loads(rig.replies[peek].body)] == [B]
     assert [found and found["realm"] for found in json.loads(rig.replies[lease].body)] == [None, B]
@@ -332,7 +334,7 @@ def test_start_in_the_midst_of_a_removal_finishes_it(
         rig.ask("get_job", A, [job_id])
     assert sorted(rig.ask("get_statuses")) == ([A, B] if left else [B])
     rig.start()
-    assert not rig.shard.busy
+    assert not rig.busy
     assert only_rows_of(rig, *([A, B] if left else [B]))
 
 
@@ -394,7 +396,7 @@ def test_full_disk_is_said_to_whoever_changes_something_and_not_to_who_reads(rig
         assert rig.reply_to(operation, realm, params, body).status == 507, operation
     assert len(rig.shard.changes) == 0
     assert rig.ask("get_status", A)["total_jobs"] == 3
-    assert [found[2] for found in rig.ask("peek", "", [5, None, None])] == ids(3)
+    assert [found[2] for found in rig.ask("peek", "", [5, None, None, None, None])] == ids(3)
     rig.shard.full = False
     rig.add(A, "x")
     rig.ask("remove_job", A, ["job 0"])
@@ -406,7 +408,7 @@ def test_removal_under_way_rests_while_the_disk_is_full(rig: Rig) -> None:
     removal = rig.send("clear_queue", A, ["0"])
     rig.turn()
     rig.shard.full = True
-    assert not rig.shard.busy
+    assert not rig.busy
     rig.shard.turn(rig.now)
     assert len(rig.shard.changes) == 0
     rig.shard.full = False

@@ -13,14 +13,26 @@ import pytest
 
 from restq.errors import StorageFull
 from restq.shards import sqlite_store
-from restq.shards.changes import Changes, QueueRow, RealmRow
+from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
 from restq.shards.memory_store import MemoryStore
 from restq.shards.sqlite_store import SqliteStore
-from restq.shards.store import Loaded, Mark, Store, StoreFailed, StoreRefused
+from restq.shards.store import KEPT, Kept, Loaded, Mark, Store, StoreFailed, StoreRefused
 
-REALM = RealmRow(1, "größe", 600.0, 3, 1, '["clear_queue", "q/é"]')
-QUEUES = [QueueRow(2, 1, -(2**63), 0.0), QueueRow(3, 1, "10 é😀", 12.5)]
+REALM = RealmRow(1, "größe", 600.0, 3, 1, '["clear_queue", "q/é", []]', '{"max_jobs": 5}', 40)
+QUEUES = [QueueRow(2, 1, -(2**63), 0.0), QueueRow(3, 1, "10 é😀", 12.5, '{"paused": true}', 1e9 + 0.25)]
+TAGS = [TagRow(10, 1, "é😀", '{"rate": 0.5}', 1e9 + 0.125), TagRow(11, 1, "10", "{}", 0.0)]
+FAILURES = [FailureRow(4, 1, "x\0\n😀", -9, 1e9 + 0.5), FailureRow(5, 1, "", None, 0.0)]
 LARGE = bytes(range(256)) * 4000
+RESULTS = [
+    ResultRow(12, 1, "ü\n😀", 1e9 + 0.0625, '{"n": 1}'),
+    ResultRow(13, 9, "ü\n😀", 1e9, '{"n": 2}'),
+    ResultRow(14, 1, "10", 1e9, '{"n": 3}'),
+    ResultRow(15, 1, "ü\n😀", 1e9 + 1, '{"n": 4}'),
+    ResultRow(16, 1, "last", 1e9 + 2, '{"n": 5}'),
+]
+REPLIES = [ReplyRow(18, 0, "é 1", "ab12", 1e9 + 0.5, b""), ReplyRow(19, 1, "10", "cd34", 1e9, LARGE)]
+NO_HISTORY = (0.0, 0, 0, 0, 0, "")
+HISTORY = (1e9 - 600, 77, 3, 2, 2**62, "wörker\n😀")
 
 
 def commit(store: Store, changes: Changes, mark: Mark) -> None:
@@ -34,35 +46,60 @@ def group(**tables: dict[Any, Any]) -> Changes:
     return changes
 
 
-def job_row(key: int, job_id: str = "", data: str = "", digest: str = "", size: int = 0, tags: str = "[]") -> Any:
-    return (key, 1, job_id or f"job {key}", tags, data, digest, size)
+def job_row(
+    key: int, job_id: str = "", data: str = "", digest: str = "", size: int = 0, tags: str = "[]", terms: str = ""
+) -> Any:
+    return (key, 1, job_id or f"job {key}", tags, data, digest, size, terms)
+
+
+def place_row(key: int, job: int, queue: int, at: float = 1.0, history: tuple[Any, ...] = ()) -> Any:
+    return (key, job, queue, at, *(history or NO_HISTORY))
+
+
+FULL_JOB = job_row(4, "ü\n😀" * 50, '{"a": "\\u00e9é"}', tags='["x","é"]', terms='{"after": ["é"]}')
 
 
 def full_group() -> Changes:
-    """A realm with two queues and three jobs, one of them in both queues, one large, one with nothing but an id."""
+    """A realm with two queues and three jobs, one of them in both queues, one large, one with nothing but an id.
+
+    And what is kept beside them, in every table.
+    """
     return group(
         realms={1: REALM},
         queues={row.key: row for row in QUEUES},
         jobs={
-            4: job_row(4, "ü\n😀" * 50, '{"a": "\\u00e9é"}', tags='["x","é"]'),
+            4: FULL_JOB,
             5: job_row(5, digest="ab12", size=len(LARGE)),
             6: job_row(6),
         },
         places={
-            8: (8, 6, 2, 1e9 + 0.123456, 0.0, 0),
-            4: (4, 4, 2, 1e9, 1e9 - 600, 77),
-            5: (5, 5, 3, 0.0, 0.0, 0),
-            7: (7, 4, 3, 1e9, 0.0, 0),
+            8: place_row(8, 6, 2, 1e9 + 0.123456),
+            4: place_row(4, 4, 2, 1e9, HISTORY),
+            5: place_row(5, 5, 3, 0.0),
+            7: place_row(7, 4, 3, 1e9),
         },
         payloads={5: LARGE},
+        tags={row.key: row for row in TAGS},
+        failures={row.key: row for row in FAILURES},
+        results={row.key: row for row in RESULTS},
+        replies={row.key: row for row in REPLIES},
         moved={"weg/é": 3, "b": 0},
     )
 
 
 def contents(loaded: Loaded) -> tuple[Any, ...]:
     """All that was loaded, as plain values, whatever a store made of them."""
-    mark, realms, queues, moved, places = loaded
-    return mark, list(realms), list(queues), moved, [tuple(row) for row in places]
+    kept = list(loaded.tags), [tuple(row) for row in loaded.replies], loaded.result_counts
+    places = [tuple(row) for row in loaded.places]
+    return loaded.mark, list(loaded.realms), list(loaded.queues), loaded.moved, kept, places
+
+
+def all_rows_of(store: Store, table: str, realm_key: int) -> list[Kept]:
+    """In pages of one."""
+    rows: list[Kept] = []
+    while page := store.rows_of(table, realm_key, rows[-1].key if rows else 0, 1):
+        rows += page
+    return rows
 
 
 EXPECTED = (
@@ -70,13 +107,15 @@ EXPECTED = (
     [REALM],
     QUEUES,
     {"weg/é": 3, "b": 0},
+    (TAGS, [(18, 0, "é 1", "ab12", 1e9 + 0.5, 0), (19, 1, "10", "cd34", 1e9, len(LARGE))], {1: 4, 9: 1}),
     [
-        (4, 2, 1e9, 1e9 - 600, 77, *job_row(4, "ü\n😀" * 50, '{"a": "\\u00e9é"}', tags='["x","é"]')),
-        (5, 3, 0.0, 0.0, 0, *job_row(5, digest="ab12", size=len(LARGE))),
-        (7, 3, 1e9, 0.0, 0, *job_row(4, "ü\n😀" * 50, '{"a": "\\u00e9é"}', tags='["x","é"]')),
-        (8, 2, 1e9 + 0.123456, 0.0, 0, *job_row(6)),
+        (4, 2, 1e9, *HISTORY, *FULL_JOB),
+        (5, 3, 0.0, *NO_HISTORY, *job_row(5, digest="ab12", size=len(LARGE))),
+        (7, 3, 1e9, *NO_HISTORY, *FULL_JOB),
+        (8, 2, 1e9 + 0.123456, *NO_HISTORY, *job_row(6)),
     ],
 )
+NOTHING: Any = ([], [], {})
 
 OpenStore = Callable[[], Store]
 
@@ -102,7 +141,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenS
 
 def test_load_of_new_store_is_empty(open_store: OpenStore) -> None:
     for _ in range(2):
-        assert contents(open_store().load()) == (Mark(0, 1, 0.0), [], [], {}, [])
+        assert contents(open_store().load()) == (Mark(0, 1, 0.0), [], [], {}, NOTHING, [])
 
 
 def test_load_after_commit_gives_every_row_in_order_of_keys(open_store: OpenStore) -> None:
@@ -122,7 +161,7 @@ def test_commit_of_none_removes_rows_and_only_those(open_store: OpenStore) -> No
     commit(store, full_group(), Mark(1, 9, 1.5))
     gone = group(jobs={4: None, 99: None}, places={4: None, 7: None}, payloads={5: None}, moved={"b": None, "x": None})
     commit(store, gone, Mark(2, 12, 2.5))
-    mark, realms, queues, moved, places = contents(open_store().load())
+    mark, realms, queues, moved, _, places = contents(open_store().load())
     assert (mark, realms, queues, moved) == (Mark(2, 12, 2.5), [REALM], QUEUES, {"weg/é": 3})
     assert [row[0] for row in places] == [5, 8]
     store = open_store()
@@ -135,15 +174,15 @@ def test_commit_of_row_that_exists_replaces_it(open_store: OpenStore) -> None:
     commit(store, full_group(), Mark(1, 9, 1.5))
     realm = REALM._replace(task=None, pinned=0, epoch=4)
     job = job_row(6, "other", "1")
-    place = (8, 6, 3, 5.5, 4.5, 100)
-    again = group(realms={1: realm}, jobs={6: job}, places={8: place, 9: (9, 5, 2, 7.0, 0.0, 0)}, moved={"b": 1})
+    place = place_row(8, 6, 3, 5.5, (4.5, 100, 1, 0, 0, ""))
+    again = group(realms={1: realm}, jobs={6: job}, places={8: place, 9: place_row(9, 5, 2)}, moved={"b": 1})
     again.payloads[5] = b"other"
     commit(store, again, Mark(2, 101, 1.5))
     store = open_store()
-    _, realms, _, moved, places = contents(store.load())
+    _, realms, _, moved, _, places = contents(store.load())
     assert realms == [realm]
     assert moved == {"weg/é": 3, "b": 1}
-    assert places[3] == (8, 3, 5.5, 4.5, 100, *job)
+    assert places[3] == (8, 3, 5.5, 4.5, 100, 1, 0, 0, "", *job)
     assert [row[0] for row in places] == [4, 5, 7, 8, 9]
     assert store.payload(5) == b"other"
 
@@ -151,14 +190,16 @@ def test_commit_of_row_that_exists_replaces_it(open_store: OpenStore) -> None:
 def test_commit_of_everything_as_gone_leaves_the_mark(open_store: OpenStore) -> None:
     store = open_store()
     commit(store, full_group(), Mark(1, 9, 1.5))
-    gone = group(
-        **{
-            table: dict.fromkeys(getattr(full_group(), table))
-            for table in ("realms", "queues", "jobs", "places", "payloads", "moved")
-        }
-    )
+    gone = group(**{table: dict.fromkeys(getattr(full_group(), table)) for table in Changes.__slots__})
     commit(store, gone, Mark(2, 9, 2.5))
-    assert contents(open_store().load()) == (Mark(2, 9, 2.5), [], [], {}, [])
+    store = open_store()
+    assert contents(store.load()) == (Mark(2, 9, 2.5), [], [], {}, NOTHING, [])
+    assert (store.failure(4), store.results(1, 0, 9), store.result_of(1, "10"), store.reply(19)) == (
+        None,
+        [],
+        None,
+        None,
+    )
 
 
 def test_commit_of_many_groups_gives_what_their_rows_say_last(open_store: OpenStore) -> None:
@@ -169,15 +210,77 @@ def test_commit_of_many_groups_gives_what_their_rows_say_last(open_store: OpenSt
         changes = Changes()
         for _ in range(chance.randrange(200)):
             key = chance.randrange(1, 300)
-            place = None if chance.random() < 0.4 else (key, key, 2, chance.random(), 0.0, 0)
+            place = None if chance.random() < 0.4 else place_row(key, key, 2, chance.random())
             changes.places[key] = place
             changes.jobs[key] = place and job_row(key, data=str(number))
-            rows[key] = place and (key, 2, place[3], 0.0, 0, *job_row(key, data=str(number)))
+            rows[key] = place and (key, *place[2:], *job_row(key, data=str(number)))
         commit(store, changes, Mark(number, 300, float(number)))
     expected = [row for _, row in sorted(rows.items()) if row is not None]
-    mark, _, _, _, places = contents(open_store().load())
+    mark, *_, places = contents(open_store().load())
     assert places == expected
     assert mark == Mark(59, 300, 59.0)
+
+
+# -- what memory does not hold ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_store(open_store: OpenStore) -> Store:
+    commit(open_store(), full_group(), Mark(1, 20, 1.5))
+    return open_store()
+
+
+def test_failure_of_place_is_what_was_committed_last(full_store: Store) -> None:
+    assert [full_store.failure(key) for key in (4, 5, 8)] == [*FAILURES, None]
+    again = FAILURES[0]._replace(error="worse", exit_code=None)
+    commit(full_store, group(failures={4: again, 5: None}), Mark(2, 20, 2.5))
+    assert [full_store.failure(key) for key in (4, 5)] == [again, None]
+
+
+def test_results_in_pages_are_those_of_the_realm_in_order(full_store: Store) -> None:
+    own = [row for row in RESULTS if row.realm == 1]
+    assert full_store.results(1, 0, 100) == own
+    assert full_store.results(1, 0, 2) == own[:2]
+    assert full_store.results(1, own[1].key, 1) == own[2:3]
+    assert full_store.results(1, own[-1].key, 5) == []
+    assert full_store.results(1, 0, 0) == []
+    assert full_store.results(7, 0, 5) == []
+
+
+def test_results_when_oldest_goes_begin_with_the_next(full_store: Store) -> None:
+    commit(full_store, group(results={12: None, 13: None}), Mark(2, 20, 2.5))
+    assert [row.key for row in full_store.results(1, 0, 100)] == [14, 15, 16]
+    assert full_store.load().result_counts == {1: 3}
+
+
+def test_result_of_job_that_was_done_twice_is_the_latest(full_store: Store) -> None:
+    assert full_store.result_of(1, "ü\n😀") == RESULTS[3]
+    commit(full_store, group(results={15: None}), Mark(2, 20, 2.5))
+    assert full_store.result_of(1, "ü\n😀") == RESULTS[0]
+    assert full_store.result_of(9, "ü\n😀") == RESULTS[1]
+
+
+@pytest.mark.parametrize("job_id", ["1", "ü", "LAST", ""])
+def test_result_of_job_without_one_is_none(full_store: Store, job_id: str) -> None:
+    assert full_store.result_of(1, job_id) is None
+
+
+def test_reply_is_the_body_that_was_committed(full_store: Store) -> None:
+    assert [full_store.reply(key) for key in (18, 19, 20)] == [b"", LARGE, None]
+
+
+@pytest.mark.parametrize(("table", "rows"), [("failures", FAILURES), ("results", RESULTS), ("tags", TAGS)])
+def test_rows_of_table_in_pages_are_those_of_the_realm_in_order(full_store: Store, table: str, rows: list[Any]) -> None:
+    expected = [row for row in rows if row.realm == 1]
+    assert all_rows_of(full_store, table, 1) == expected
+    assert full_store.rows_of(table, 1, 0, 100) == expected
+    assert {type(row) for row in full_store.rows_of(table, 1, 0, 100)} == {KEPT[table]}
+    assert full_store.rows_of(table, 7, 0, 100) == []
+
+
+def test_rows_of_replies_come_with_their_bodies(full_store: Store) -> None:
+    assert full_store.rows_of("replies", 0, 0, 9) == REPLIES[:1]
+    assert full_store.rows_of("replies", 1, 0, 9) == REPLIES[1:]
 
 
 # -- the file --------------------------------------------------------------------------------------------------------
@@ -259,7 +362,7 @@ def test_load_of_damaged_file_is_refused(path: Path) -> None:
     changes = full_group()
     for key in range(10, 5_000):
         changes.jobs[key] = job_row(key, data="[" + "1," * 20 + "1]")
-        changes.places[key] = (key, key, 2, 1.0, 0.0, 0)
+        changes.places[key] = place_row(key, key, 2)
     commit(store, changes, Mark(1, 5_000, 1.5))
     store.close()
     content = bytearray(path.read_bytes())
@@ -270,7 +373,7 @@ def test_load_of_damaged_file_is_refused(path: Path) -> None:
         contents(SqliteStore(path).load())
 
 
-@pytest.mark.parametrize("bad", [{"places": {20: (20, 4, None, 1.0, 0.0, 0)}}, {"payloads": {20: object()}}])
+@pytest.mark.parametrize("bad", [{"places": {20: place_row(20, 4, None)}}, {"payloads": {20: object()}}])  # type: ignore[arg-type]
 def test_commit_that_fails_keeps_nothing_of_the_group(path: Path, bad: dict[str, dict[int, Any]]) -> None:
     store = SqliteStore(path)
     commit(store, full_group(), Mark(1, 9, 1.5))
@@ -369,25 +472,51 @@ def test_commit_writes_all_and_the_mark_in_one_transaction(path: Path) -> None:
     store.close()
 
 
+def test_read_of_results_looks_at_no_more_than_it_returns(path: Path) -> None:
+    store = SqliteStore(path)
+    commit(store, full_group(), Mark(1, 20, 1.5))
+    statements: list[str] = []
+    store._database.set_trace_callback(statements.append)
+    store.results(1, 12, 1)
+    store.result_of(1, "10")
+    store.load()
+    store._database.set_trace_callback(None)
+    asked = [statement for statement in statements if "results" in statement]
+    plans = [row[3] for statement in asked for row in store._database.execute(f"EXPLAIN QUERY PLAN {statement}")]
+    assert plans == [
+        "SEARCH results USING INDEX results_by_realm (realm=? AND rowid>?)",
+        "SEARCH results USING INDEX results_by_job (realm=? AND job_id=?)",
+        "SCAN results USING COVERING INDEX results_by_realm",
+    ], "nothing is sorted, and only the count goes over an index as a whole"
+    store.close()
+
+
 def test_remove_realm_removes_its_rows_and_only_those(path: Path) -> None:
     store = SqliteStore(path)
     commit(store, full_group(), Mark(1, 9, 1.5))
     other = group(
         realms={30: REALM._replace(key=30, name="other")},
         queues={31: QueueRow(31, 30, 0, 1.0)},
-        jobs={32: (32, 30, "job", "[]", "", "cd34", 5)},
-        places={33: (33, 32, 31, 1.0, 0.0, 0)},
+        jobs={32: (32, 30, *job_row(32, "job", digest="cd34", size=5)[2:])},
+        places={33: place_row(33, 32, 31)},
         payloads={32: b"12345"},
+        tags={34: TagRow(34, 30, "10", "{}", 0.0)},
+        failures={33: FailureRow(33, 30, "e", 1, 1.0)},
+        results={35: ResultRow(35, 30, "10", 1.0, "{}")},
+        replies={36: ReplyRow(36, 30, "10", "", 1.0, b"r")},
     )
     commit(store, other, Mark(2, 40, 2.5))
     assert [row[0] for row in store.places_of([30])] == [33]
     store.remove_realms([1])
-    _, realms, queues, moved, places = contents(store.load())
+    _, realms, queues, moved, (tags, replies, result_counts), places = contents(store.load())
     assert [row.name for row in realms] == ["other"]
     assert [row.key for row in queues] == [31]
     assert moved == EXPECTED[3]
     assert [row[0] for row in places] == [33]
     assert store.payload(32) == b"12345"
+    assert ([row.key for row in tags], [row[0] for row in replies]) == ([34], [18, 36])
+    assert result_counts == {9: 1, 30: 1}
+    assert [store.failure(key) is None for key in (4, 5, 33)] == [True, True, False]
     with pytest.raises(StoreFailed):
         store.payload(5)
     store.close()

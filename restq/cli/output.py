@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from restq.errors import RestqError
@@ -32,9 +33,18 @@ def write(text: str, end: str = "\n") -> None:
         raise _closed(error) from error
 
 
-def write_json(value: Any) -> None:
+def write_json(value: Any, end: str = "\n") -> None:
     """Print the value as one line of JSON."""
-    write(json.dumps(value))
+    write(json.dumps(value), end)
+
+
+def write_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print columns, each as wide as its widest cell; the last one is to the left, all others to the right."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        aligned = [cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)]
+        write("  ".join([*aligned, row[-1]]).rstrip())
 
 
 def flush() -> None:

@@ -1,15 +1,18 @@
-"""Requests over http.client: what a command needs of requests, without the time it takes to import it.
+"""Requests over a socket: what a command needs of requests, without the time it takes to import it.
 
-A command makes one or two requests and ends, so importing requests would be most of the time that `restq pull`
-takes. No TLS, no proxies, no passwords, no redirects: with those the commands use requests.
+A command makes one or two requests and ends, so importing requests, or only http.client, would be much of the time
+that `restq pull` takes. HTTP/1.0 is the whole of it: a reply ends with its connection and comes in one piece. No TLS,
+no proxies, no passwords, no redirects: with those the commands use requests.
 """
 
 from __future__ import annotations
 
 import json
-from http.client import HTTPConnection, HTTPException
-from typing import Any
+import socket
+from typing import IO, Any
 from urllib.parse import urlsplit
+
+HEADER_BYTES_MAX = 65536
 
 
 class Reply:
@@ -46,12 +49,32 @@ class QuickRequester:
 
 def _send(method: str, url: str, headers: dict[str, str], timeout: float, data: bytes | None = None) -> Reply:
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout)
-    try:
-        connection.request(method, parts.path, data, {**headers, "Connection": "close"})
-        response = connection.getresponse()
-        return Reply(response.status, response.read())
-    except HTTPException as error:
-        raise ConnectionError(f"no proper reply came: {error!r}") from error
-    finally:
-        connection.close()
+    query = f"?{parts.query}" if parts.query else ""
+    fields = {"Host": parts.netloc, **headers}
+    if data is not None:
+        fields["Content-Length"] = str(len(data))
+    lines = [f"{method} {parts.path}{query} HTTP/1.0", *(f"{name}: {value}" for name, value in fields.items())]
+    head = "".join(f"{line}\r\n" for line in [*lines, ""]).encode("ascii")
+    with socket.create_connection((parts.hostname or "", parts.port or 80), timeout) as connection:
+        connection.sendall(head + (data or b""))
+        with connection.makefile("rb") as stream:
+            return _received(stream)
+
+
+def _received(stream: IO[bytes]) -> Reply:
+    """The reply out of the stream. ConnectionError where it is none, or where its end is missing."""
+    version, _, rest = stream.readline(HEADER_BYTES_MAX).partition(b" ")
+    status = rest[:3]
+    if not version.startswith(b"HTTP/1.") or not status.isdigit():
+        raise ConnectionError("no proper reply came")
+    length = None
+    while (line := stream.readline(HEADER_BYTES_MAX)).strip():
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length" and value.strip().isdigit():
+            length = int(value)
+    if not line:
+        raise ConnectionError("the reply was cut off")
+    content = stream.read() if length is None else stream.read(length)
+    if length is not None and len(content) < length:
+        raise ConnectionError("the reply was cut off")
+    return Reply(int(status), content)

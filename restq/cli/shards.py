@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
-
 import click
 
 from restq.cli import DONE, output
@@ -33,7 +30,7 @@ def shards_(ctx: click.Context, as_json: bool) -> int:
     if as_json:
         output.write_json({"shards": shards})
         return DONE
-    _write_table(
+    output.write_table(
         ("shard", "pid", "busy", "requests", "jobs", "realms"),
         [(s["shard"], s["pid"], f"{s['busy']:.0%}", s["requests"], s["jobs"], len(s["realms"])) for s in shards],
     )
@@ -41,7 +38,7 @@ def shards_(ctx: click.Context, as_json: bool) -> int:
     if placed:
         output.write("")
         rows = [(shard, held["jobs"], "pinned" if held["pinned"] else "", name) for name, shard, held in placed]
-        _write_table(("shard", "jobs", "", "realm"), rows)
+        output.write_table(("shard", "jobs", "", "realm"), rows)
     return DONE
 
 
@@ -74,12 +71,3 @@ def unpin(ctx: click.Context, realm: str) -> int:
     with open_realms(configured(ctx)) as realms:
         realms[argument_text(realm)].unpin()
     return DONE
-
-
-def _write_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print columns, each as wide as its widest cell; the last one is to the left, all others to the right."""
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        aligned = [cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)]
-        output.write("  ".join([*aligned, row[-1]]).rstrip())

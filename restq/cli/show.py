@@ -1,9 +1,12 @@
-"""`restq list`, `status` and `get`: what is there. Nothing here changes anything.
+"""`restq status` and `get`: what is there. Nothing here changes anything.
 
 The texts are those of 2013, which scripts read: one job is "1 jobs", too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -16,43 +19,24 @@ from restq.cli.options import (
     json_option,
     null_option,
     open_realm,
-    open_realms,
     realm_option,
     uri_option,
 )
 from restq.client import Realm
 from restq.errors import TagNotFound
 
-
-@click.command("list")
-@json_option
-@uri_option
-@click.pass_context
-def list_(ctx: click.Context, as_json: bool) -> int:
-    """List the realms that live on the server.
-
-    \b
-    restq list
-    """
-    with open_realms(configured(ctx)) as realms:
-        found = list(realms)
-    if as_json:
-        output.write_json({"realms": found})
-        return DONE
-    output.write("Realms:")
-    for name in found:
-        output.write(f"  + {name}")
-    return DONE
+STATES = ("ready", "leased", "delayed", "blocked", "dead")
 
 
 @click.command("status")
 @click.argument("what", type=click.Choice(["arg", "tag"]), required=False, metavar="[arg|tag]")
 @click.argument("words", nargs=-1, metavar="[X...]")
+@click.option("--states", is_flag=True, help="Show the states as well: ready, leased, delayed, blocked, dead.")
 @realm_option
 @json_option
 @uri_option
 @click.pass_context
-def status_(ctx: click.Context, what: str | None, words: tuple[str, ...], as_json: bool) -> int:
+def status_(ctx: click.Context, what: str | None, words: tuple[str, ...], states: bool, as_json: bool) -> int:
     """Show what a realm holds, or where an argument stands, or how many carry a tag.
 
     The time at each queue of an argument counts from its last check-out; 0.00 is none. Several words after arg are
@@ -60,6 +44,7 @@ def status_(ctx: click.Context, what: str | None, words: tuple[str, ...], as_jso
 
     \b
     restq status
+    restq status --states
     restq status arg pwd
     restq status tag work
     """
@@ -67,11 +52,11 @@ def status_(ctx: click.Context, what: str | None, words: tuple[str, ...], as_jso
         raise click.UsageError(f"status {what} needs the {'argument' if what == 'arg' else 'tag'}")
     with open_realm(configured(ctx)) as realm:
         if what is None:
-            _realm_status(realm, as_json)
+            _realm_status(realm, states, as_json)
         elif what == "arg":
-            _argument_status(realm, joined(what, words), as_json)
+            _argument_status(realm, joined(what, words), states, as_json)
         else:
-            _tag_status(realm, joined(what, words), as_json)
+            _tag_status(realm, joined(what, words), states, as_json)
     return DONE
 
 
@@ -108,40 +93,60 @@ def get_(ctx: click.Context, tag: str, null: bool, as_json: bool) -> int:
     return FAILED if broken else DONE
 
 
-def _realm_status(realm: Realm, as_json: bool) -> None:
+def _realm_status(realm: Realm, states: bool, as_json: bool) -> None:
     status = realm.status
+    counted = realm.list_queues() if states or as_json else []
     if as_json:
-        output.write_json({"realm": realm.name, **status})
+        output.write_json({"realm": realm.name, **status, "states": counted})
         return
     queues = sorted((names.queue_id(queue_id) for queue_id in status["queues"]), key=names.queue_order)
     output.write(f"Status of realm {realm.name}:")
     output.write(f"Contains {status['total_tags']} tags with {status['total_jobs']} jobs")
     output.write(f"Defined queues: {_listed(queues)}")
+    if states:
+        rows = [[queue["queue_id"], *_counts(queue), _age(queue["oldest_ready_seconds"])] for queue in counted]
+        output.write_table(("queue id", *STATES, "(s) since ready"), rows)
 
 
-def _argument_status(realm: Realm, argument: str, as_json: bool) -> None:
+def _argument_status(realm: Realm, argument: str, states: bool, as_json: bool) -> None:
     job = realm.get_job(argument)
     queues = sorted(
         ((names.queue_id(queue_id), seconds) for queue_id, seconds in job["queues"]),
         key=lambda place: names.queue_order(place[0]),
     )
+    placed = {place["queue_id"]: place for place in realm.explain(argument)["queues"]} if states or as_json else {}
     if as_json:
-        places = [{"queue_id": queue_id, "seconds_since_dequeue": seconds} for queue_id, seconds in queues]
-        output.write_json({"argument": argument, "tags": sorted(job["tags"]), "queues": places})
+        places = [
+            {**placed.get(queue_id, {}), "queue_id": queue_id, "seconds_since_dequeue": seconds}
+            for queue_id, seconds in queues
+        ]
+        output.write_json({"argument": argument, "tags": sorted(job["tags"]), "queues": places, "data": job["data"]})
         return
     output.write(f"Status of argument {argument}:")
     output.write(f"Tagged with: {_listed(sorted(job['tags']))}")
-    output.write("queue id | (s) since dequeue")
+    output.write(f"queue id | (s) since dequeue{'  | state' if states else ''}")
     for queue_id, seconds in queues:
-        output.write(f"{queue_id!s:>8} | {seconds:0.2f}")
+        row = f"{queue_id!s:>8} | {seconds:0.2f}"
+        output.write(f"{row:<30} | {placed[queue_id]['state']}" if queue_id in placed else row)
 
 
-def _tag_status(realm: Realm, tag: str, as_json: bool) -> None:
+def _tag_status(realm: Realm, tag: str, states: bool, as_json: bool) -> None:
     count = realm.get_tag_status(tag)["count"]
+    found = realm.get_tag(tag) if states or as_json else {}
     if as_json:
-        output.write_json({"tag": tag, "count": count})
-    else:
-        output.write(f"{count} jobs tagged with {tag}")
+        output.write_json({**found, "tag": tag, "count": count})
+        return
+    output.write(f"{count} jobs tagged with {tag}")
+    if states:
+        output.write_table(STATES, [_counts(found)])
+
+
+def _counts(found: Mapping[str, Any]) -> list[Any]:
+    return [found[state] for state in STATES]
+
+
+def _age(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:0.2f}"
 
 
 def _listed(values: list[str] | list[int | str]) -> str:

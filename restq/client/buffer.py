@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from restq.client.connection import encoded
+from restq.client.call import encoded
 
 JOBS_MAX = 1000
 BYTES_MAX = 1024 * 1024

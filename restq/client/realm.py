@@ -1,17 +1,30 @@
-"""The client of one realm: each method is one operation of the server, under the same name."""
+"""The client of one realm: the calls of `realm_calls.py`, sent, and what takes several of them."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from restq import names
 from restq.client.buffer import Buffer
-from restq.client.connection import Closing, Connection, Requester, is_dots, path
+from restq.client.call import is_dots
+from restq.client.connection import Closing, Connection, Requester, sent
+from restq.client.consuming import Consuming, idle_seconds, poll_seconds, through_outages
+from restq.client.job import Job
+from restq.client.lease_calls import QueueId, checked_job, checked_jobs
+from restq.client.peer import OUTAGES
+from restq.client.realm_calls import RealmCalls
 from restq.config import Config
+from restq.errors import RestqError
 
-QueueId = names.QueueId
+
+class _Calls(RealmCalls[Job]):
+    """The calls of a realm whose jobs are those of this client."""
 
 
 class Realm(Closing):
@@ -34,6 +47,7 @@ class Realm(Closing):
         """`connection` is for `Realms`, whose realms share one; it replaces the other three."""
         self._name = names.realm_name(name)
         self._connection = connection or Connection(uri, requester, config)
+        self._calls = _Calls(self._name, self._connection, self._leased_job)
         self._buffer = Buffer()
         self._lock = threading.Lock()  # of the buffer
 
@@ -53,48 +67,33 @@ class Realm(Closing):
     @property
     def status(self) -> dict[str, Any]:
         """Its counts: `{"total_jobs": n, "total_tags": n, "queues": {"0": n}}`. An unknown realm is an empty one."""
-        return self._get("status")
+        return self._connection.send(self._calls.status())
 
-    def request(self, verb: str, *parts: str | int, body: Any = None) -> Any:
-        """Send any request below the realm: `request("get", "job", "pwd")` is what `get_job` does."""
-        return self._connection.request(verb, path(self._name, *parts), body)
-
+    request = sent(_Calls.request)
     # Adding.
-    def add(self, job_id: str, queue_id: QueueId, data: Any = None, tags: Iterable[str] | None = None) -> None:
-        """Add the job to the queue; if it exists, add the queue and the tags to it.
-
-        `data` is any JSON value; None says nothing about it. With other data than the job has it raises
-        DataDiffers, a ValueError, and changes nothing. `tags` is a list or a set; one text is refused.
-        """
-        job = _job(job_id, queue_id, data, tags)
-        identity = job.pop("job_id")
-        if is_dots(identity):
-            self.bulk_add([{"job_id": identity, **job}])
-        else:
-            self.request("put", "job", identity, body=job)
+    add = sent(_Calls.add)
 
     def bulk_add(
         self, jobs: Iterable[Mapping[str, Any]] | Mapping[Any, Mapping[str, Any]], buffer: bool = False
     ) -> None:
         """Add many jobs at once: all of them, or, if one is refused, none.
 
-        `jobs` is a list of dicts with `job_id`, `queue_id` and, where wanted, `data` and `tags`, or a dict
+        `jobs` is a list of dicts with `job_id`, `queue_id` and, where wanted, what else `add` takes, or a dict
         whose values they are. Everything is sent before this returns, unless `buffer` is true: then the
         jobs are kept and sent together when 1,000 of them or 1 MiB have gathered, by `bulk_flush`, by
         `close` and by any later call without `buffer`. Jobs that could not be sent stay in the buffer.
         """
-        listed = jobs.values() if isinstance(jobs, Mapping) else jobs
         if buffer:
             with self._lock:
-                for job in listed:
-                    self._buffer.append(checked(job))
+                for job in jobs.values() if isinstance(jobs, Mapping) else jobs:
+                    self._buffer.append(checked_job(job))
                     if self._buffer.is_full:
                         self._flush()
             return
-        all_jobs = [checked(job) for job in listed]
+        all_jobs = checked_jobs(jobs)
         self.bulk_flush()
         if all_jobs:
-            self.request("post", "jobs", body={"jobs": all_jobs})
+            self._connection.send(self._calls.bulk_add(all_jobs))
 
     def bulk_flush(self) -> None:
         """Send what `bulk_add` buffered. Nothing is sent when nothing is."""
@@ -103,124 +102,169 @@ class Realm(Closing):
 
     def _flush(self) -> None:
         if len(self._buffer):
-            self._connection.send("post", path(self._name, "jobs"), self._buffer.content())
+            self._connection.send(self._calls.flush(self._buffer.content()))
             self._buffer.clear()
 
-    # Taking and looking.
-    def pull(self, count: int | None = None, max_queue: QueueId | None = None) -> dict[str, list[Any]]:
-        """Lease up to `count` jobs, lowest queue first: `{job_id: [queue_id, data]}`, in that order.
+    # Taking, and what becomes of it.
+    pull = sent(_Calls.pull)
+    pull_jobs = sent(_Calls.pull_jobs)
+    ack = sent(_Calls.ack)
+    nack = sent(_Calls.nack)
+    release = sent(_Calls.release)
+    extend = sent(_Calls.extend)
+    exchange = sent(_Calls.exchange)
 
-        `count` defaults to the configured one; `max_queue` leaves out the queues above it. Each job is
-        handed out again if it is not removed within its queue's lease time.
+    def consume(
+        self,
+        wait: float = 20,
+        *,
+        count: int = 1,
+        stop_when_empty: bool = False,
+        keep_going: bool = False,
+        max_queue: QueueId | None = None,
+        queues: Iterable[QueueId] | None = None,
+        tags: Iterable[str] | None = None,
+        lease_time: float | None = None,
+        worker: str | None = None,
+    ) -> Generator[Job, None, None]:
+        """Jobs as they come, for ever, or until a pull finds none after `wait` seconds if `stop_when_empty`.
+
+        `for job in realm.consume(keep_going=True):` and in it `with job:` is a whole worker: with `keep_going`, a job
+        that fails is nacked and logged, under `restq.client`, and the loop goes on to the next; so it does, once it
+        is there again, when the server was away. Without `keep_going` both are raised, as Python does elsewhere.
+        The other arguments are those of `pull_jobs`. With a `count` of more than 1, the leases of jobs that wait for
+        their turn are extended, and those still waiting when the loop is left are released.
         """
-        body: dict[str, Any] = {"count": self._count(count)}
-        if max_queue is not None:
-            body["max_queue"] = names.queue_id(max_queue, "max_queue")
-        reply = self.request("post", "pull", body=body)
-        return {job["job_id"]: [job["queue_id"], job["data"]] for job in reply["jobs"]}
+        pulling = self._calls.pull_jobs(
+            count, max_queue, queues=queues, tags=tags, wait=wait, lease_time=lease_time, worker=worker
+        )
+        consuming = Consuming(stop_when_empty, keep_going)
+        while not consuming.is_over:
+            asked_at = time.monotonic()
+            try:
+                jobs = self._connection.send(pulling)
+            except OUTAGES as error:
+                time.sleep(consuming.missed(error))
+                continue
+            consuming.took(jobs)
+            if jobs:
+                yield from self._in_turn(deque(jobs))
+            elif not consuming.is_over:
+                time.sleep(idle_seconds(asked_at, time.monotonic()))
 
-    def get_job(self, job_id: str) -> dict[str, Any]:
-        """The job: `{"tags": [..], "data": .., "queues": [[queue_id, seconds since check-out, or 0], ..]}`.
+    def _in_turn(self, waiting: deque[Job]) -> Iterator[Job]:
+        extender = self._connection.extender
+        for job in islice(waiting, 1, None):
+            extender.hold(job)
+        try:
+            while waiting:
+                job = waiting.popleft()
+                extender.drop(job)
+                if job.cancelled:
+                    self._let_go([job])
+                elif not job.lost:
+                    yield job
+        finally:
+            for job in waiting:
+                extender.drop(job)
+            if waiting:
+                self._let_go(waiting)
 
-        Raises JobNotFound, a KeyError, where there is none.
-        """
-        return self._get("job", names.job_id(job_id))
+    def _let_go(self, jobs: Iterable[Job]) -> None:
+        """Release jobs; where that fails, their leases end by themselves."""
+        with contextlib.suppress(RestqError):
+            self.release(jobs)
 
+    # Looking.
+    get_job = sent(_Calls.get_job)
     __getitem__ = get_job
+    explain = sent(_Calls.explain)
+    get_tag_status = sent(_Calls.get_tag_status)
+    get_tagged_jobs = sent(_Calls.get_tagged_jobs)
 
-    def get_tag_status(self, tag: str) -> dict[str, Any]:
-        """How many jobs carry the tag: `{"count": n}`. TagNotFound, a KeyError, where none does."""
-        return self._get("tag", names.tag(tag), "status")
+    def list_jobs(
+        self,
+        state: str | None = None,
+        queue: QueueId | None = None,
+        tag: str | None = None,
+        prefix: str | None = None,
+        data: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """The jobs in the order of their adding: those in this state or queue, with this tag, whose id begins so.
 
-    def get_tagged_jobs(self, tag: str) -> dict[str, dict[str, Any]]:
-        """Every job that carries the tag: `{job_id: as get_job}`."""
-        return self._get("tag", names.tag(tag))
+        `state` is "ready", "leased", "delayed", "blocked", "dead", or "done", which are the results that the realm
+        keeps. Each is a dict of `job_id`, `tags`, `queues` and more, and of `data` where that is asked for. They are
+        fetched in pages while they are read: what is added or removed meanwhile may or may not be among them.
+        """
+        cursor = None
+        while True:
+            page = self._connection.send(self._calls.page_of_jobs(cursor, state, queue, tag, prefix, data))
+            yield from page["jobs"]
+            cursor = page["cursor"]
+            if cursor is None:
+                return
 
     # Removing and moving.
-    def remove_job(self, job_id: str) -> None:
-        """Take the job out of every queue and tag. Removing what is not there is no error."""
-        identity = names.job_id(job_id)
-        if is_dots(identity):
-            self.bulk_remove([identity])
-        else:
-            self.request("delete", "job", identity)
-
-    def bulk_remove(self, job_ids: Iterable[str]) -> None:
-        """Remove many jobs at once. Those that are not there are no error. One text is refused: it is no list."""
-        listed = several(job_ids, "job_ids is a list of job ids")
-        self.request("delete", "jobs", body={"jobs": [names.job_id(job_id) for job_id in listed]})
+    remove_job = sent(_Calls.remove_job)
+    bulk_remove = sent(_Calls.bulk_remove)
 
     def remove_tagged_jobs(self, tag: str) -> None:
         """Remove every job that carries the tag."""
         if is_dots(names.tag(tag)):
             self.bulk_remove(self.get_tagged_jobs(tag))
         else:
-            self.request("delete", "tag", tag)
+            self._connection.send(self._calls.remove_tagged_jobs(tag))
 
-    def move_job(self, job_id: str, from_q: QueueId, to_q: QueueId) -> None:
-        """Take the job out of one queue and put it into another. It just leaves `from_q` if it is in `to_q`.
+    cancel_job = sent(_Calls.cancel_job)
+    cancel_tagged_jobs = sent(_Calls.cancel_tagged_jobs)
+    move_job = sent(_Calls.move_job)
+    move_tagged_jobs = sent(_Calls.move_tagged_jobs)
+    clear_queue = sent(_Calls.clear_queue)
+    redrive = sent(_Calls.redrive)
 
-        JobNotInQueue where it is not in `from_q`, JobLeased while it is leased out of it: ValueErrors both.
-        """
-        body = {"from_queue": names.queue_id(from_q, "from_q"), "to_queue": names.queue_id(to_q, "to_q")}
-        self.request("post", "job", names.job_id(job_id), "move", body=body)
+    def redrive_tagged_jobs(self, tag: str) -> int:
+        """Make the dead among the jobs with the tag ready again, and return how many. TagNotFound, a KeyError."""
+        if is_dots(names.tag(tag)):
+            return self.redrive(jobs=[job["job_id"] for job in self.list_jobs("dead", tag=tag)])
+        return self._connection.send(self._calls.redrive_tagged_jobs(tag))
 
-    def clear_queue(self, queue_id: QueueId) -> int:
-        """Empty the queue and return how many jobs left it; those that stand in no other are removed.
+    # Queues, tags and settings.
+    list_queues = sent(_Calls.list_queues)
+    get_queue = sent(_Calls.get_queue)
+    configure_queue = sent(_Calls.configure_queue)
 
-        QueueNotFound, a ValueError, where there is no such queue.
-        """
-        removed: int = self.request("post", "queues", names.queue_id(queue_id), "clear", body={})["removed"]
-        return removed
+    def list_tags(self, prefix: str | None = None) -> Iterator[dict[str, Any]]:
+        """The tags by name, each as `get_tag` has it: all, or those that begin with `prefix`. Fetched in pages."""
+        cursor = None
+        while True:
+            page = self._connection.send(self._calls.page_of_tags(cursor, prefix))
+            yield from page["tags"]
+            cursor = page["cursor"]
+            if cursor is None:
+                return
 
-    # Settings.
-    def set_default_lease_time(self, seconds: float) -> None:
-        """Set the lease time of queues made from now on."""
-        self.request("post", "config", body={"default_lease_time": seconds})
+    get_tag = sent(_Calls.get_tag)
+    configure_tag = sent(_Calls.configure_tag)
 
-    def set_queue_lease_time(self, queue_id: QueueId, seconds: float) -> None:
-        """Set the lease time of one queue, which is made if need be."""
-        self.request("post", "config", body={"queue_lease_time": [names.queue_id(queue_id), seconds]})
+    def wait_for_tag(self, tag: str, timeout: float | None = None) -> bool:
+        """Wait until no job carries the tag: True. False where some still do after `timeout` seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            asked_at = time.monotonic()
+            call = self._calls.get_tag(tag, poll_seconds(until, asked_at))
+            if self._connection.send(through_outages(call))["count"] == 0:
+                return True
+            now = time.monotonic()
+            if until is not None and now >= until:
+                return False
+            time.sleep(min(idle_seconds(asked_at, now), poll_seconds(until, now)))
 
-    def pin(self, shard: int) -> None:
-        """Move the realm to the shard, while the server runs, and keep it there."""
-        self.request("put", "shard", body={"shard": shard})
+    get_config = sent(_Calls.get_config)
+    configure = sent(_Calls.configure)
+    set_default_lease_time = sent(_Calls.set_default_lease_time)
+    set_queue_lease_time = sent(_Calls.set_queue_lease_time)
+    pin = sent(_Calls.pin)
+    unpin = sent(_Calls.unpin)
 
-    def unpin(self) -> None:
-        """Let the server choose the realm's shard again."""
-        self.request("delete", "shard")
-
-    def _get(self, *parts: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.request("get", *parts)
-        return found
-
-    def _count(self, count: int | None) -> int:
-        return self._connection.config.client.count if count is None else count
-
-
-def _job(job_id: str, queue_id: QueueId, data: Any, tags: Iterable[str] | None) -> dict[str, Any]:
-    """The job as the server takes it, its names checked; what was not given is left out."""
-    job: dict[str, Any] = {"job_id": names.job_id(job_id), "queue_id": names.queue_id(queue_id)}
-    if data is not None:
-        job["data"] = data
-    if tags is not None:
-        job["tags"] = [names.tag(tag) for tag in several(tags, "tags is a list of tags")]
-    return job
-
-
-def checked(job: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a job out of `bulk_add` that JSON can carry; what it lacks is the server's to say."""
-    if not isinstance(job, Mapping):
-        raise TypeError(f"a job is a dict with job_id and queue_id, not {type(job).__name__}")
-    copy = dict(job)
-    tags = several(copy.get("tags"), "tags is a list of tags")
-    if isinstance(tags, (set, frozenset)):
-        copy["tags"] = list(tags)
-    return copy
-
-
-def several(values: Any, what: str) -> Any:
-    """The values as they are; TypeError for one text, of which Python would make a list of its letters."""
-    if isinstance(values, (str, bytes)):
-        raise TypeError(f"{what}, not one: write [{values[:60]!r}]")
-    return values
+    def _leased_job(self, reply: Mapping[str, Any], lease_time: float | None) -> Job:
+        return Job(reply, self._name, lease_time, calls=self._calls, connection=self._connection)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from restq import names
-from restq.client.connection import Closing, Connection, Requester, path
-from restq.client.realm import Realm, checked, several
+from restq.client.connection import Closing, Connection, Requester, sent
+from restq.client.job import Job
+from restq.client.realm import Realm
+from restq.client.realms_calls import RealmsCalls
 from restq.config import Config
 from restq.errors import RealmNameInvalid, RestqError
+
+
+class _Calls(RealmsCalls[Job]):
+    """The calls of a server whose jobs are those of this client."""
 
 
 class Realms(Closing, Mapping[str, Realm]):
@@ -25,6 +30,7 @@ class Realms(Closing, Mapping[str, Realm]):
     ) -> None:
         """`config` is used in place of the configured files and environment."""
         self._connection = Connection(uri, requester, config)
+        self._calls = _Calls(self._connection, self._leased_job)
         self._realms: dict[str, Realm] = {}
 
     # The mapping.
@@ -45,10 +51,11 @@ class Realms(Closing, Mapping[str, Realm]):
             raise AttributeError(str(error)) from error
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._connection.request("get", "")))
+        live = self._connection.send(self._calls.list_realms())
+        return iter(live)
 
     def __len__(self) -> int:
-        return len(self._connection.request("get", ""))
+        return len(self._connection.send(self._calls.list_realms()))
 
     def __contains__(self, name: object) -> bool:
         return name in list(self)
@@ -74,23 +81,9 @@ class Realms(Closing, Mapping[str, Realm]):
         return self._connection.requester
 
     # What spans several realms.
-    def pull(self, count: int | None = None, realms: Iterable[str] | None = None) -> dict[str, list[Any]]:
-        """Lease up to `count` jobs of the realms, default all: `{job_id: [realm, queue_id, data]}`.
-
-        The lowest queue id over all of them comes first. Of an id that is ready in several realms only the job
-        that comes first is leased; the others stay ready, for later pulls.
-        """
-        body: dict[str, Any] = {"count": self._connection.config.client.count if count is None else count}
-        if realms is not None:
-            listed = several(realms, "realms is a list of realm names")
-            body["realms"] = [names.realm_name(name) for name in listed]
-        reply = self._connection.request("post", "pull", body)
-        return {job["job_id"]: [job["realm"], job["queue_id"], job["data"]] for job in reply["jobs"]}
-
-    def bulk_add(self, jobs: Iterable[Mapping[str, Any]] | Mapping[Any, Mapping[str, Any]]) -> None:
-        """Add jobs to several realms: as `Realm.bulk_add`, each with its `realm_id` as well. Sends at once."""
-        listed = jobs.values() if isinstance(jobs, Mapping) else jobs
-        self._connection.request("post", "jobs", {"jobs": [checked(job) for job in listed]})
+    pull = sent(_Calls.pull)
+    pull_jobs = sent(_Calls.pull_jobs)
+    bulk_add = sent(_Calls.bulk_add)
 
     def bulk_flush(self) -> None:
         """Send what any of its realms buffered. One that fails keeps no other from being sent; then it raises."""
@@ -103,23 +96,8 @@ class Realms(Closing, Mapping[str, Realm]):
         if failures:
             raise failures[0]
 
-    def bulk_remove(self, jobs: Iterable[tuple[str, str]]) -> None:
-        """Remove jobs of several realms, given as pairs of realm and job id. Those not there are no error."""
-        pairs = [_pair(job) for job in jobs]
-        self._connection.request("delete", "jobs", {"jobs": pairs})
+    bulk_remove = sent(_Calls.bulk_remove)
+    shards = sent(_Calls.shards)
 
-    def shards(self) -> list[dict[str, Any]]:
-        """The server's shards: what each holds and how busy it is, from 0 to 1.
-
-        Each is `{"shard": 0, "pid": .., "busy": .., "requests": .., "jobs": .., "realms": {name: {"jobs": ..,
-        "pinned": ..}}}`.
-        """
-        found: list[dict[str, Any]] = self._connection.request("get", path("performance", "shards"))["shards"]
-        return found
-
-
-def _pair(job: Any) -> list[str]:
-    """Realm and job id, checked. A text of two letters is no pair of them."""
-    if not isinstance(job, (tuple, list)) or len(job) != 2:
-        raise TypeError(f"jobs is a list of pairs such as ('mail', 'letter 1'), and {ascii(job)[:60]} is none")
-    return [names.realm_name(job[0]), names.job_id(job[1])]
+    def _leased_job(self, reply: Mapping[str, Any], lease_time: float | None) -> Job:
+        return self[reply["realm"]]._leased_job(reply, lease_time)

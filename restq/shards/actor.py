@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
+from restq.errors import RestqError
 from restq.placement import Placement
-from restq.protocol import Reply
-from restq.shards.commands import Work
+from restq.protocol import MOVED, Reply
+from restq.shards.commands.call import Work
 from restq.shards.realm import Realm
 
 
@@ -35,6 +39,7 @@ class Mail(NamedTuple):
     realm: str
     params: list[Any]
     body: bytes
+    once: Sequence[str] = ()  # idempotency key and digest, if it came with one
 
 
 class Held(Exception):
@@ -44,7 +49,7 @@ class Held(Exception):
 class Actor:
     """A realm's mailbox, its realm if it exists, and the task that holds it if there is one."""
 
-    __slots__ = ("held", "mail", "name", "queued", "realm", "work")
+    __slots__ = ("due_at", "held", "mail", "name", "queued", "realm", "work")
 
     def __init__(self, name: str, realm: Realm | None = None) -> None:
         self.name = name
@@ -52,7 +57,8 @@ class Actor:
         self.mail: deque[Mail] = deque()
         self.queued = False  # it stands in the round of the mailboxes
         self.held = False
-        self.work: tuple[Work, Mail | None] | None = None  # a removal under way, and who waits for it
+        self.due_at = math.inf  # time is to pass in its realm then
+        self.work: tuple[Work, Mail | None] | None = None  # a sweep under way, and who waits for it
 
 
 class Elsewhere(Exception):
@@ -61,6 +67,10 @@ class Elsewhere(Exception):
     def __init__(self, realm: str, shard: int) -> None:
         self.realm = realm
         self.shard = shard
+
+    def reply(self, request_id: int) -> Reply:
+        """What tells a front end where to ask."""
+        return Reply(request_id, MOVED, self.realm.encode(), self.shard)
 
 
 class Several:
@@ -113,3 +123,8 @@ class _Nobody:
 def no_mail(realm: str) -> Mail:
     """What stands for the message where a shard asks itself."""
     return Mail(_Nobody(), 0.0, 0, "place_realm", realm, [], b"")
+
+
+def refusal(mail: Mail, error: RestqError) -> Reply:
+    """The reply to what was refused."""
+    return Reply(mail.request_id, error.status, msgspec.json.encode(error.to_reply()))

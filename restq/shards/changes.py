@@ -15,12 +15,18 @@ from typing import NamedTuple
 
 from restq.names import QueueId
 
+BATCH = "batch"
+
 
 class Task(NamedTuple):
-    """What holds a realm for long: "clear_queue", "remove_tagged_jobs", "delete", "move" or "arrive"."""
+    """What holds a realm for long: the kind of a sweep, "move", "arrive" or BATCH.
+
+    `target` is a queue, a tag, a shard, or the key of the payload that is the body of a batch.
+    """
 
     kind: str
     target: QueueId | None = None
+    details: tuple[QueueId, ...] = ()
 
     def text(self) -> str:
         """The task as a row carries it."""
@@ -29,7 +35,10 @@ class Task(NamedTuple):
     @classmethod
     def read(cls, text: str | None) -> Task | None:
         """The task of a row."""
-        return None if text is None else cls(*json.loads(text))
+        if text is None:
+            return None
+        kind, target, *details = json.loads(text)
+        return cls(kind, target, tuple(details[0]) if details else ())
 
 
 class RealmRow(NamedTuple):
@@ -41,6 +50,8 @@ class RealmRow(NamedTuple):
     epoch: int
     pinned: int
     task: str | None  # JSON of the Task that holds the realm, to be resumed after a restart
+    settings: str = "{}"  # JSON of what else was configured
+    shift: int = 0  # by how much its keys grew in moves: lease ids name keys as they first were
 
 
 class QueueRow(NamedTuple):
@@ -50,41 +61,88 @@ class QueueRow(NamedTuple):
     realm: int
     queue_id: int | str
     lease_time: float
+    settings: str = "{}"  # JSON of what else was configured
+    next_at: float = 0.0  # its rate allows the next hand-out then
+
+
+class TagRow(NamedTuple):
+    """What was configured for a tag of a realm, whether a job carries it or not."""
+
+    key: int
+    realm: int
+    tag: str
+    settings: str
+    next_at: float  # its rate allows the next hand-out then
+
+
+class FailureRow(NamedTuple):
+    """How the last failed hand-out of a place ended. Read when somebody looks, and not held in memory."""
+
+    key: int  # the place's
+    realm: int
+    error: str
+    exit_code: int | None
+    at: float
+
+
+class ResultRow(NamedTuple):
+    """What is kept of a job that was acked. Not held in memory."""
+
+    key: int
+    realm: int
+    job_id: str
+    at: float
+    text: str  # JSON, as a list shows it
+
+
+class ReplyRow(NamedTuple):
+    """The reply to a request that came with an idempotency key. Memory holds all but the body."""
+
+    key: int
+    realm: int  # 0 for a request on several realms
+    name: str  # the idempotency key
+    digest: str  # of path and body
+    at: float
+    body: bytes
 
 
 # The rows that come in millions are plain tuples of numbers and text, never None: SQLite binds those twice as fast.
 
 # A job: its key, its realm's key, job id, tags as a JSON array of strings, sorted, data as JSON text as it came, or ""
 # if there is none. Where the data is large, its digest and its size in bytes stand here (else "" and 0), and the text
-# in a payload.
-JobRow = tuple[int, int, str, str, str, str, int]
+# in a payload. At last its terms as JSON, "" if there are none.
+JobRow = tuple[int, int, str, str, str, str, int, str]
 
-# A job's place in one queue: its key, the job's key, the queue's key, `at` as in `Place`, and instant and number of its
-# last lease, 0.0 and 0 if there was none.
-PlaceRow = tuple[int, int, int, float, float, int]
+# A job's place in one queue: its key, the job's key, the queue's key, `at` as in `Place`, then its history: instant and
+# number of its last lease, 0.0 and 0 if none is in force, nacks, expiries, mark, worker.
+PlaceRow = tuple[int, int, int, float, float, int, int, int, int, str]
 
 
 # A place together with its job, as a load reads them: the PlaceRow without the job's key, then the JobRow.
-Stored = tuple[int, int, float, float, int, int, int, str, str, str, str, int]
+Stored = tuple[int, int, float, float, int, int, int, int, str, int, int, str, str, str, str, int, str]
 
 
 def shifted(row: Stored, shift: int, realm_key: int) -> Stored:
     """The row as it stands in another file, whose keys are higher by `shift`."""
-    key, queue_key, at, leased_at, lease, job_key = row[:6]
-    return (key + shift, queue_key + shift, at, leased_at, lease, job_key + shift, realm_key, *row[7:])
+    key, queue_key, *history = row[:9]
+    return (key + shift, queue_key + shift, *history, row[9] + shift, realm_key, *row[11:])  # type: ignore[return-value]
 
 
 class Changes:
     """The changes of one group: by table, key to row, or to None where the row is gone."""
 
-    __slots__ = ("jobs", "moved", "payloads", "places", "queues", "realms")
+    __slots__ = ("failures", "jobs", "moved", "payloads", "places", "queues", "realms", "replies", "results", "tags")
 
     def __init__(self) -> None:
         self.realms: dict[int, RealmRow | None] = {}
         self.queues: dict[int, QueueRow | None] = {}
+        self.tags: dict[int, TagRow | None] = {}
         self.jobs: dict[int, JobRow | None] = {}
         self.places: dict[int, PlaceRow | None] = {}
         self.payloads: dict[int, bytes | None] = {}
+        self.failures: dict[int, FailureRow | None] = {}
+        self.results: dict[int, ResultRow | None] = {}
+        self.replies: dict[int, ReplyRow | None] = {}
         self.moved: dict[str, int | None] = {}  # realm to the shard it lives in, where that is not its home
 
     def __len__(self) -> int:
@@ -93,9 +151,9 @@ class Changes:
 
     def put(self, row: Stored, payload: bytes | None) -> None:
         """Note a place, its job and the job's large data."""
-        key, queue_key, at, leased_at, lease, job_key = row[:6]
-        self.places[key] = (key, job_key, queue_key, at, leased_at, lease)
-        self.jobs[job_key] = row[5:]
+        job_key = row[9]
+        self.places[row[0]] = (row[0], job_key, *row[1:9])
+        self.jobs[job_key] = row[9:]
         if payload is not None:
             self.payloads[job_key] = payload
 

@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored, Task
+from restq.shards import endings, limits
+from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored, TagRow, Task
 from restq.shards.data import Large
-from restq.shards.queue import NEVER, Job, Lease, Place, Queue, make_place
+from restq.shards.gates import Limit
+from restq.shards.job import DEAD, DELAYED, FRESH, LEASED, MARK_DEAD, QUEUED, History, Job, Place, Terms, make_place
+from restq.shards.queue import Queue
 from restq.shards.realm import Realm
+from restq.shards.settings import read_limits, read_queue, read_realm
 from restq.shards.store import Loaded
 from restq.shards.tags import SETS_MAX
 
 
 class Loader:
-    """Builds realms of rows. Feed realms, then their queues, then places with their jobs; then `finish`."""
+    """Builds realms of rows. Feed realms, then their queues and limits, then places with their jobs; then `finish`."""
 
-    def __init__(self, keys: Keys, changes: Changes) -> None:
+    def __init__(self, keys: Keys, changes: Changes, chance: Callable[[], float]) -> None:
         self._keys = keys
         self._changes = changes
+        self._chance = chance
         self._realms: dict[int, Realm] = {}
         self._queues: dict[int, Queue] = {}
-        self._places: dict[int, list[Place]] = {}  # by the key of their queue
+        self._places: dict[int, tuple[Realm, list[Place]]] = {}  # by the key of their queue
         self._tags: dict[str, tuple[str, ...]] = {}
 
     def add_all(self, loaded: Loaded) -> None:
         """Feed all that a store holds."""
         for realm_row in loaded.realms:
-            self.add_realm(realm_row)
+            self.add_realm(realm_row).result_count = loaded.result_counts.get(realm_row.key, 0)
         for queue_row in loaded.queues:
             self.add_queue(queue_row)
+        for tag_row in loaded.tags:
+            self.add_tag(tag_row)
         self.add_places(loaded.places)
 
     def add_realm(self, row: RealmRow) -> Realm:
         """The realm of this row, as yet empty."""
-        realm = Realm(row.key, row.name, row.default_lease_time, self._keys, self._changes)
+        realm = Realm(row.key, row.name, row.default_lease_time, self._keys, self._changes, self._chance)
+        realm.settings = read_realm(row.settings)
         realm.epoch = row.epoch
+        realm.shift = row.shift
         realm.pinned = bool(row.pinned)
         realm.task = Task.read(row.task)
         realm.exists = True
@@ -45,21 +54,30 @@ class Loader:
     def add_queue(self, row: QueueRow) -> None:
         """A queue of a realm that was fed before."""
         queue = Queue(row.key, row.queue_id, row.lease_time)
-        self._realms[row.realm].hold_queue(queue)
+        queue.settings = read_queue(row.settings)
+        if any(queue.settings.limits) or row.next_at:
+            queue.limit = Limit(row.key, "queue", row.queue_id, queue.settings.limits, row.next_at)
+        realm = self._realms[row.realm]
+        realm.hold_queue(queue)
         self._queues[row.key] = queue
-        self._places[row.key] = []
+        self._places[row.key] = (realm, [])
+
+    def add_tag(self, row: TagRow) -> None:
+        """What was configured for a tag of a realm that was fed before."""
+        limit = Limit(row.key, "tag", row.tag, read_limits(row.settings), row.next_at)
+        self._realms[row.realm].tags.limits[row.tag] = limit
 
     def add_places(self, rows: Iterable[Stored]) -> None:
         """Places, each with its job; a job comes with each of its places.
 
         A start is this loop, a million times over. Rows of a batch stand together, so what one has in common with
-        the one before is looked up once, and shared: its queue, its tags, the instants and the lease of its batch.
+        the one before is looked up once, and shared: its queue, its tags, the instants and the history of its batch.
         """
         last_queue_key = last_realm_key = -1
         last_tags_text: str | None = None
         last_at = 0.0
-        lease = NEVER
-        for key, queue_key, at, leased_at, number, job_key, realm_key, job_id, tags_text, data, digest, size in rows:
+        history = FRESH
+        for key, queue_key, at, *past, job_key, realm_key, job_id, tags_text, data, digest, size, terms in rows:
             if realm_key != last_realm_key:
                 last_realm_key, last_tags_text = realm_key, None
                 realm = self._realms[realm_key]
@@ -67,22 +85,24 @@ class Loader:
             if queue_key != last_queue_key:
                 last_queue_key = queue_key
                 queue = self._queues[queue_key]
-                hold = self._places[queue_key].append
+                hold = self._places[queue_key][1].append
             job = jobs.get(job_id)
             if job is None:
                 if tags_text != last_tags_text:
                     last_tags_text, tags = tags_text, self._tags_of(tags_text)
                 kept = Large(digest, size) if digest else data.encode() or None
                 job = jobs[job_id] = Job(key if key == job_key else job_key, job_id, kept, tags)
+                if terms:
+                    job.terms = Terms.read(terms)
                 for tag in tags:
                     realm.tags.carry(tag, job)
+                realm.data_bytes += len(job_id) + job.data_bytes
             if at != last_at:
                 last_at = at
-            if not number:
-                lease = NEVER
-            elif lease.number != number:
-                lease = Lease(number, leased_at)
-            place = make_place((last_at, key, queue, job, lease))
+            if history != tuple(past):
+                history = History(*past)  # type: ignore[arg-type]
+                history = FRESH if history == FRESH else history
+            place = make_place((last_at, key, queue, job, history))
             job.add(place)
             hold(place)
 
@@ -94,9 +114,66 @@ class Loader:
             tags = self._tags[text] = tuple(json.loads(text))
         return tags
 
-    def finish(self, now: float) -> list[Realm]:
-        """All is fed: put the places into their heaps as of `now`. Returns the realms."""
-        for key, places in self._places.items():
-            self._queues[key].restore(places, now)
+    def finish(self, now: float, clock: float) -> list[Realm]:
+        """All is fed: have it as of `now`, where what was fed was so at `clock`. Returns the realms."""
+        for realm in self._realms.values():
+            realm.clock = now
+            realm.roll.restore(sorted(realm.jobs.values(), key=lambda job: job.key))
+            self._set_gates(realm)
+        ran_out: list[tuple[Realm, Place]] = []
+        for key, (realm, places) in self._places.items():
+            late = _hold_all(realm, self._queues[key], places)
+            ran_out += [(realm, place) for place in late if place.at > clock]
+        for realm in self._realms.values():
+            for limit in (*realm.tags.limits.values(), *(queue.limit for queue in realm.queues.values())):
+                if limit is not None:
+                    limits.refresh(realm, limit)
+        for realm, place in ran_out:
+            if place.job.holds(place):
+                endings.lease_ran_out(realm, place)
         self._places = {}
         return list(self._realms.values())
+
+    def _set_gates(self, realm: Realm) -> None:
+        for job in realm.jobs.values():
+            if job.terms.expires_at:
+                realm.expiries.put(job, job.terms.expires_at)
+            if job.terms.after or realm.tags.limits:
+                realm.tags.set_gates(job, realm.tags.gates_of(job))
+
+
+def _hold_all(realm: Realm, queue: Queue, places: list[Place]) -> list[Place]:
+    """Have all places of a queue where their states say: O(n). Returns those whose lease ran out."""
+    now, tags = realm.clock, realm.tags
+    plain: list[Place] = []
+    waiting: list[Place] = []
+    ran_out: list[Place] = []
+    for place in places:
+        at, key, _, job, history = place
+        if history.mark == MARK_DEAD:
+            state = DEAD
+            queue.dead[key] = place
+        elif at > now:
+            state = LEASED if history.lease else DELAYED
+            waiting.append(place)
+        else:
+            state = QUEUED
+            if job.gates:
+                queue.lane(job.gates).push(place)
+            else:
+                plain.append(place)
+            if history.lease:
+                ran_out.append(place)
+        if history.lease:
+            realm.leases[key] = job
+            if state == LEASED and (job.gates or queue.limit is not None):
+                for limit in realm.limits_of(place):
+                    limit.leased_count += 1
+        queue.counts[state] += 1
+        for tag in job.tags:
+            tags[tag].counts[state] += 1
+    queue.plain.heap.rebuild(plain)
+    queue.waiting.rebuild(waiting)
+    if (first := queue.waiting.peek()) is not None:
+        realm.agenda.put(queue, first.at)
+    return ran_out

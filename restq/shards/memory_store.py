@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from restq.shards.changes import Changes
-from restq.shards.store import Loaded, Mark
+from restq.shards.changes import Changes, FailureRow, ResultRow
+from restq.shards.store import Kept, Loaded, Mark
 
 
 class MemoryStore:
@@ -16,12 +17,15 @@ class MemoryStore:
         self._tables: dict[str, dict[Any, Any]] = {table: {} for table in Changes.__slots__}
 
     def load(self) -> Loaded:
-        """All that was committed."""
+        """All that was committed, but for what the other methods read."""
         jobs = self._tables["jobs"]
         return Loaded(
             self._mark,
             self._sorted("realms"),
             self._sorted("queues"),
+            self._sorted("tags"),
+            [(*row[:5], len(row.body)) for row in self._sorted("replies")],
+            dict(Counter(row.realm for row in self._tables["results"].values())),
             dict(self._tables["moved"]),
             [(key, queue, *when, *jobs[job]) for key, job, queue, *when in self._sorted("places")],
         )
@@ -43,6 +47,30 @@ class MemoryStore:
         """The large data of a job."""
         data: bytes = self._tables["payloads"][job_key]
         return data
+
+    def failure(self, place_key: int) -> FailureRow | None:
+        """How the last failed hand-out of a place ended."""
+        return self._tables["failures"].get(place_key)
+
+    def results(self, realm_key: int, after_key: int, limit: int) -> list[ResultRow]:
+        """The realm's oldest results whose keys are above `after_key`, in the order of their keys."""
+        rows = [row for row in self._sorted("results") if row.realm == realm_key and row.key > after_key]
+        return rows[:limit]
+
+    def result_of(self, realm_key: int, job_id: str) -> ResultRow | None:
+        """The latest result of this job id."""
+        rows = [row for row in self._sorted("results") if row.realm == realm_key and row.job_id == job_id]
+        return rows[-1] if rows else None
+
+    def reply(self, key: int) -> bytes | None:
+        """The body of a reply."""
+        row = self._tables["replies"].get(key)
+        return None if row is None else row.body
+
+    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> list[Kept]:
+        """The realm's first rows of a table of `KEPT` whose keys are above `after_key`, in the order of their keys."""
+        rows = [row for row in self._sorted(table) if row.realm == realm_key and row.key > after_key]
+        return rows[:limit]
 
     def close(self) -> None:
         """Nothing to let go of."""

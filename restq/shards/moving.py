@@ -10,26 +10,56 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from restq.errors import RestqError
 from restq.pipe import Pipe
-from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Task, shifted
+from restq.shards import rows
+from restq.shards.changes import (
+    Changes,
+    FailureRow,
+    Keys,
+    QueueRow,
+    RealmRow,
+    ReplyRow,
+    ResultRow,
+    TagRow,
+    Task,
+    shifted,
+)
 from restq.shards.data import Large
 from restq.shards.loader import Loader
 from restq.shards.realm import Realm
-from restq.shards.removal import dissolve
+from restq.shards.replies import Replies
 from restq.shards.store import StoreFailed
+from restq.shards.sweeps import dissolve
 
 CHUNK_COUNT = 500  # jobs sent at once
 CHUNK_BYTES_MAX = 4 << 20
+KEPT_COUNT = 50  # rows of up to a few hundred KiB each
 RETRY_SECONDS = 0.2
 
 TAKE = b"take"
 HAVE = b"have"
 
 log = logging.getLogger("restq.shard")
+
+
+# What a realm has in its file and not in memory.
+KEPT_TABLES: dict[str, Callable[..., FailureRow | ResultRow | ReplyRow]] = {
+    "failures": FailureRow,
+    "results": ResultRow,
+    "replies": ReplyRow,
+}
+
+
+class Source(Protocol):
+    """The file that a realm leaves."""
+
+    def payload(self, job_key: int) -> bytes: ...
+
+    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> Sequence[Any]: ...
 
 
 class ArrivalUnknown(RestqError, ConnectionError):
@@ -56,46 +86,55 @@ class Arrival(NamedTuple):
     shift: int
 
 
+class Host(Protocol):
+    """What the target asks of its shard."""
+
+    keys: Keys
+    changes: Changes
+    replies: Replies
+
+    def find(self, name: str) -> Realm | None: ...
+
+    def new_loader(self) -> Loader: ...
+
+
 class Arrivals:
     """The target's side: realms on their way in. Its methods are operations: they note changes and return the reply."""
 
-    def __init__(
-        self,
-        keys: Keys,
-        changes: Changes,
-        find: Callable[[str], Realm | None],
-        discard: Callable[[Realm], None],
-        admit: Callable[[Realm], None],
-    ) -> None:
-        self._keys = keys
-        self._changes = changes
-        self._find = find
+    def __init__(self, host: Host, discard: Callable[[Realm], None], admit: Callable[[Realm], None]) -> None:
+        self._host = host
         self._discard = discard
         self._admit = admit
+        self._keys = host.keys
+        self._changes = host.changes
         self._arriving: dict[str, Arrival] = {}
 
     def begin(self, params: list[Any], now: float) -> bytes:
         """A realm wants to come in: HAVE if it did already, else TAKE, and what came of it before is dropped."""
-        row, queues, next_key = RealmRow(*params[0]), params[1], params[2]
-        known = self._find(row.name)
+        row, queues, tags, next_key = RealmRow(*params[0]), params[1], params[2], params[3]
+        known = self._host.find(row.name)
         if known is not None and known.epoch > row.epoch:
             return HAVE
         earlier = self._arriving.pop(row.name, None)
         if earlier is not None:
-            earlier.loader.finish(now)
+            earlier.loader.finish(now, now)
             self._discard(earlier.realm)
         # No number of the source may be given out here again: leases are proven by them.
         first = max(self._keys.next_key, next_key)
         shift = first - row.key
         self._keys.next_key = first + (next_key - row.key)
-        loader = Loader(self._keys, self._changes)
-        row = row._replace(key=row.key + shift, task=Task("arrive").text())
+        loader = self._host.new_loader()
+        row = row._replace(key=row.key + shift, task=Task("arrive").text(), shift=row.shift + shift)
         realm = loader.add_realm(row)
         self._changes.realms[row.key] = row
         for queue in queues:
             queue_row = QueueRow(queue[0] + shift, row.key, *queue[2:])
             loader.add_queue(queue_row)
             self._changes.queues[queue_row.key] = queue_row
+        for tag in tags:
+            tag_row = TagRow(tag[0] + shift, row.key, *tag[2:])
+            loader.add_tag(tag_row)
+            self._changes.tags[tag_row.key] = tag_row
         self._arriving[row.name] = Arrival(loader, realm, shift)
         return TAKE
 
@@ -103,24 +142,37 @@ class Arrivals:
         """Some of its places, each with its job and the job's large data."""
         loader, realm, shift = self._arrival(params[0])
         changes = self._changes
-        rows = [(shifted(row, shift, realm.key), payload) for row, payload in params[1]]
-        for row, payload in rows:
+        arrived = [(shifted(row, shift, realm.key), payload) for row, payload in params[1]]
+        for row, payload in arrived:
             changes.put(row, payload)
-        loader.add_places(row for row, _ in rows)
+        loader.add_places(row for row, _ in arrived)
+        return TAKE
+
+    def kept(self, params: list[Any], now: float) -> bytes:
+        """Some of what only its file holds: rows of a table."""
+        _, realm, shift = self._arrival(params[0])
+        table = params[1]
+        for fields in params[2]:
+            row = KEPT_TABLES[table](fields[0] + shift, realm.key, *fields[2:])
+            getattr(self._changes, table)[row.key] = row
+            if isinstance(row, ResultRow):
+                realm.result_count += 1
+            elif isinstance(row, ReplyRow):
+                self._host.replies.add(row.key, row.realm, row.name, row.digest, row.at, len(row.body))
         return TAKE
 
     def end(self, params: list[Any], now: float) -> bytes:
         """All of it came: with the commit of this, it counts."""
         loader, realm, _ = self._arrival(params[0])
         del self._arriving[params[0]]
-        loader.finish(now)
+        loader.finish(now, now)
         self._admit(realm)
         return HAVE
 
     def forget(self) -> None:
         """Memory goes back to the store; who was sending will begin again."""
         for arrival in self._arriving.values():
-            arrival.loader.finish(0.0)
+            arrival.loader.finish(0.0, 0.0)
             dissolve(arrival.realm)
         self._arriving.clear()
 
@@ -134,11 +186,12 @@ class Arrivals:
 ARRIVAL_OPERATIONS: dict[str, Callable[[Arrivals, list[Any], float], bytes]] = {
     "arrive_begin": Arrivals.begin,
     "arrive_end": Arrivals.end,
+    "arrive_kept": Arrivals.kept,
     "arrive_rows": Arrivals.rows,
 }
 
 
-async def send(realm: Realm, next_key: int, payload: Callable[[int], bytes], path: str, shard: int) -> None:
+async def send(realm: Realm, next_key: int, source: Source, path: str, shard: int) -> None:
     """The source's side: returns once the realm is whole in the other shard, however often it takes.
 
     The realm must be held meanwhile.
@@ -149,7 +202,7 @@ async def send(realm: Realm, next_key: int, payload: Callable[[int], bytes], pat
         while True:
             try:
                 await pipe.connected()
-                await _send_once(realm, next_key, payload, pipe)
+                await _send_once(realm, next_key, source, pipe)
                 return
             except StoreFailed:
                 raise
@@ -160,12 +213,18 @@ async def send(realm: Realm, next_key: int, payload: Callable[[int], bytes], pat
         pipe.close()
 
 
-async def _send_once(realm: Realm, next_key: int, payload: Callable[[int], bytes], pipe: Pipe) -> None:
-    queues = [realm.queue_row(queue) for queue in realm.queues.values()]
-    if await _call(pipe, "arrive_begin", [realm.row(), queues, next_key]) == HAVE:
+async def _send_once(realm: Realm, next_key: int, source: Source, pipe: Pipe) -> None:
+    queues = [rows.queue_row(realm, queue) for queue in realm.queues.values()]
+    tags = [rows.tag_row(realm, limit) for limit in realm.tags.limits.values()]
+    if await _call(pipe, "arrive_begin", [rows.realm_row(realm), queues, tags, next_key]) == HAVE:
         return
-    for chunk in _chunks(realm, payload):
+    for chunk in _chunks(realm, source.payload):
         await _call(pipe, "arrive_rows", [realm.name, chunk])
+    for table in KEPT_TABLES:
+        after = 0
+        while kept := source.rows_of(table, realm.key, after, KEPT_COUNT):
+            await _call(pipe, "arrive_kept", [realm.name, table, kept])
+            after = kept[-1][0]
     await _call(pipe, "arrive_end", [realm.name])
 
 
@@ -182,10 +241,10 @@ def _chunks(realm: Realm, payload: Callable[[int], bytes]) -> Iterator[list[Any]
     for job in list(realm.jobs.values()):
         large = payload(job.key) if isinstance(job.data, Large) else None
         size += len(large or b"")
-        job_row = realm.job_row(job)
+        job_row = rows.job_row(realm, job)
         for place in job.places:
-            key, _, queue_key, *when = place.row()
-            chunk.append(((key, queue_key, *when, *job_row), large))
+            key, _, queue_key, *past = place.row()
+            chunk.append(((key, queue_key, *past, *job_row), large))
         if len(chunk) >= CHUNK_COUNT or size >= CHUNK_BYTES_MAX:
             yield chunk
             chunk, size = [], 0

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ from restq.placement import Placement
 from restq.protocol import Frames, Reply, pack
 from restq.shards import moving
 from restq.shards.actor import Mail
+from restq.shards.full import refuse
 from restq.shards.shard import Shard
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Store, StoreFailed, StoreRefused
@@ -31,6 +34,7 @@ WRITE_BYTES_MAX = 32 << 20  # of replies that a front end has not taken yet; bey
 DRAIN_SECONDS = 10.0
 ROOM_BYTES_MIN = 16 << 20  # a disk that was full takes changes again from here on
 FULL_SECONDS = 1.0
+SLEEP_SECONDS_MAX = 3600.0  # without a look at the clock
 
 log = logging.getLogger("restq.shard")
 
@@ -69,6 +73,7 @@ class Connection(asyncio.Protocol):
         """From the loop: the front end is gone; what it asked for is done all the same."""
         self._transport = None
         self._drained.set()
+        self._process.shard.waking.gone(self)  # what it asked for is done all the same
 
     def data_received(self, data: bytes) -> None:
         """From the loop: requests, whole or in part."""
@@ -117,7 +122,7 @@ class ShardProcess:
         self._clock = Clock(loaded.mark.clock)
         self._group = loaded.mark.group
         placement = Placement(settings["count"], settings["elsewhere"])
-        self.shard = Shard(settings["index"], placement, settings["default_lease_time"], store.payload)
+        self.shard = Shard(settings["index"], placement, settings["default_lease_time"], store, random.random)
         self.shard.load(loaded, self._clock.now())
         self._moves: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
@@ -131,13 +136,14 @@ class ShardProcess:
     def stop(self) -> None:
         """End once all that arrived is answered, but for what waits for a task, which the next start goes on with."""
         self._stopping = True
+        self.shard.waking.end(self._clock.now())
         self.wake()
 
     async def run(self) -> None:
         """Serve until stopped. Raises StoreFailed where only a new start helps."""
         shard = self.shard
         while True:
-            while shard.busy or shard.outbox or len(shard.changes):
+            while shard.busy(self._clock.now()) or shard.outbox or len(shard.changes):
                 if self._failure is not None:
                     raise self._failure
                 if self._stopping and not shard.has_mail and not shard.outbox:
@@ -149,8 +155,18 @@ class ShardProcess:
                 raise self._failure
             if self._stopping:
                 return
-            self._awake.clear()
-            await self._awake.wait()
+            await self._sleep(shard.next_deadline())
+
+    async def _sleep(self, until: float) -> None:
+        """Until something arrives, or until an instant of the shard's clock."""
+        self._awake.clear()
+        alarm = None
+        if until < math.inf:
+            delay = min(max(0.0, until - self._clock.now()), SLEEP_SECONDS_MAX)
+            alarm = asyncio.get_running_loop().call_later(delay, self.wake)
+        await self._awake.wait()
+        if alarm is not None:
+            alarm.cancel()
 
     async def _turn(self) -> None:
         shard = self.shard
@@ -194,7 +210,7 @@ class ShardProcess:
         log.warning("shard %d: %s", shard.index, full)
         for move in self._moves:
             move.cancel()
-        refused = shard.refuse(outbox, full)
+        refused = refuse(shard, outbox, full)
         shard.load(self._store.load(), self._clock.now())
         if not shard.full:
             shard.full = True
@@ -213,8 +229,7 @@ class ShardProcess:
     def _start_moves(self) -> None:
         if self.shard.full:
             return
-        moves, self.shard.moves = self.shard.moves, []
-        for mail, target in moves:
+        for mail, target in self.shard.moves.take():
             move = asyncio.get_running_loop().create_task(self._move(mail, target))
             self._moves.add(move)
             move.add_done_callback(self._moved)
@@ -228,8 +243,8 @@ class ShardProcess:
     async def _move(self, mail: Mail, target: int) -> None:
         shard = self.shard
         path = self._settings["sockets"][target]
-        await moving.send(shard.held_realm(mail.realm), shard.keys.next_key, self._store.payload, path, target)
-        shard.depart(mail, target)
+        await moving.send(shard.moves.held_realm(mail.realm), shard.keys.next_key, self._store, path, target)
+        shard.moves.depart(mail, target)
         self.wake()
 
 

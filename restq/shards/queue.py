@@ -1,160 +1,190 @@
-"""A job, its place in a queue, and the queue: two heaps that time moves places between. No rules live here.
+"""A queue: the places of one queue id, each where its state says. No rules live here.
 
-A `Place` is a value that is never changed: a lease replaces it by another one. An entry of a heap is live
-while its job still holds that very Place, so what happens to a job touches no heap but by a count.
+What waits for an instant, leased or delayed, is in `waiting`, ordered by it; what is dead is in `dead`; all else is
+ready or blocked and stands in a `Lane`, ordered by since when. Places that no gate concerns share one lane, `plain`;
+for each set of gates there is another, so that what is held up is never looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+import math
+from collections.abc import Collection
 
 from restq.names import QueueId
-from restq.shards.changes import PlaceRow
-from restq.shards.data import Large
+from restq.shards.gates import After, Gate, Limit
 from restq.shards.heap import LazyHeap
+from restq.shards.job import Job, Place, is_live, live_of
+from restq.shards.settings import PLAIN_QUEUE, QueueSettings
+
+TAG_HEAPS_MAX = 256  # of one lane, for pulls that ask for tags
 
 
-class Job:
-    """A job of the realm, under every tag of `tags`, in one queue or more.
-
-    Nearly every job stands in one queue, and a million tuples of one place each would be 48 MB: so its first
-    place stands apart from the others.
-    """
-
-    __slots__ = ("data", "first", "job_id", "key", "others", "tags")
-
-    def __init__(self, key: int, job_id: str, data: bytes | Large | None, tags: tuple[str, ...]) -> None:
-        self.key = key
-        self.job_id = job_id
-        self.data = data
-        self.tags = tags
-        self.first: Place | None = None
-        self.others: tuple[Place, ...] = ()
-
-    @property
-    def data_bytes(self) -> int:
-        """The length of its data as JSON."""
-        return self.data.size if isinstance(self.data, Large) else len(self.data or b"")
-
-    @property
-    def places(self) -> tuple[Place, ...]:
-        """Its place in each of its queues."""
-        return () if self.first is None else (self.first, *self.others)
-
-    def holds(self, place: Place) -> bool:
-        """Whether this very place is one of the job's."""
-        return self.first is place or (bool(self.others) and any(held is place for held in self.others))
-
-    def place_in(self, queue_id: QueueId) -> Place | None:
-        """The job's place in a queue."""
-        return next((place for place in self.places if place.queue.queue_id == queue_id), None)
-
-    def add(self, place: Place) -> None:
-        """Stand in one more queue."""
-        if self.first is None:
-            self.first = place
-        else:
-            self.others = (*self.others, place)
-
-    def replace(self, old: Place, new: Place) -> None:
-        """Have `new` in the stead of `old`."""
-        if self.first is old:
-            self.first = new
-        else:
-            self.others = tuple(new if place is old else place for place in self.others)
-
-    def leave(self, place: Place) -> None:
-        """Stand in one queue less, but in one at least."""
-        kept = [held for held in self.places if held is not place]
-        self.first, self.others = kept[0], tuple(kept[1:])
-
-    def let_go(self) -> tuple[Place, ...]:
-        """Stand in no queue: what was held. Ends the cycle job -> place -> job, so that no collector is needed."""
-        places = self.places
-        self.first, self.others = None, ()
-        self.data = None  # heaps may hold the dead places for a while
-        return places
+def _new_heap() -> LazyHeap[Place]:
+    return LazyHeap(is_live, live_of)
 
 
-class Lease(NamedTuple):
-    """What the jobs of one pull share: its number, which is never used twice, and when it was."""
+class Lane:
+    """The ready places of a queue that the very same gates hold up: served while none of these is shut."""
 
-    number: int
-    at: float
+    __slots__ = ("blocked_count", "gates", "heap", "queue", "shut_count", "tag_counts", "tag_heaps")
 
+    def __init__(self, queue: Queue, gates: tuple[Gate, ...]) -> None:
+        self.queue = queue
+        self.gates = gates
+        self.heap = _new_heap()
+        # A second heap for a tag that pulls asked for, made when it is first asked for.
+        self.tag_heaps: dict[str, LazyHeap[Place]] = {}
+        comes_after = [gate for gate in gates if isinstance(gate, After)]
+        self.tag_counts: dict[str, int] | None = {} if comes_after else None  # places by tag, where they may be blocked
+        self.shut_count = sum(gate.is_shut for gate in gates)
+        self.blocked_count = sum(gate.is_shut for gate in comes_after)
+        for gate in gates:
+            gate.lanes[self] = None
 
-NEVER = Lease(0, 0.0)  # not None: heaps compare places, in the end by their leases
+    def gate_turned(self, gate: Gate) -> None:
+        """One of its gates was opened or shut."""
+        step = 1 if gate.is_shut else -1
+        self.shut_count += step
+        if isinstance(gate, After):
+            self.blocked_count += step
+        self.queue.lane_turned(self)
 
+    def push(self, place: Place) -> None:
+        """Hold a place, which its job holds already."""
+        self.heap.push(place)
+        if self.tag_heaps:
+            for tag in place.job.tags:
+                if tag in self.tag_heaps:
+                    self.tag_heaps[tag].push(place)
+        if self.tag_counts is not None:
+            for tag in place.job.tags:
+                self.tag_counts[tag] = self.tag_counts.get(tag, 0) + 1
 
-class Place(NamedTuple):
-    """A job in a queue. Its first two fields order it there; a new lease makes a new Place of the same key."""
+    def discard(self, job: Job, popped_from: LazyHeap[Place] | None = None) -> None:
+        """Forget a place that its job just let go of; `popped_from` does not have it any more."""
+        if self.heap is not popped_from:
+            self.heap.discard()
+        for tag in job.tags if self.tag_heaps else ():
+            heap = self.tag_heaps.get(tag)
+            if heap is not None and heap is not popped_from:
+                heap.discard()
+        if self.tag_counts is not None:
+            for tag in job.tags:
+                self.tag_counts[tag] -= 1
 
-    at: float  # ready since then; while leased, the end of the lease
-    key: int
-    queue: Queue
-    job: Job
-    lease: Lease  # the last one, or NEVER
+    def heaps(self, tags: dict[str, Collection[Job]] | None, now: float) -> list[LazyHeap[Place]]:
+        """What to pull from: all of it, or what carries one of these tags, given with the jobs that carry each."""
+        if tags is None:
+            return [self.heap]
+        return [self._tag_heap(tag, carriers, now) for tag, carriers in tags.items()]
 
-    def row(self) -> PlaceRow:
-        """The place as the store keeps it."""
-        number, leased_at = self.lease
-        return (self.key, self.job.key, self.queue.key, self.at, leased_at, number)
+    def _tag_heap(self, tag: str, carriers: Collection[Job], now: float) -> LazyHeap[Place]:
+        heap = self.tag_heaps.pop(tag, None)
+        if heap is None:
+            heap = _new_heap()
+            if len(carriers) < len(self.heap):
+                heap.rebuild(self._held_of(carriers, now))
+            else:
+                heap.rebuild([place for place in live_of(self.heap.entries) if tag in place.job.tags])
+            if len(self.tag_heaps) >= TAG_HEAPS_MAX:
+                del self.tag_heaps[next(iter(self.tag_heaps))]  # the one that nobody asked for the longest
+        self.tag_heaps[tag] = heap
+        return heap
 
-
-# Naming the fields of a tuple costs more than the rest of a lease: where millions are made, they go in by order.
-make_place: Callable[[tuple[float, int, Queue, Job, Lease]], Place] = partial(tuple.__new__, Place)
-
-
-def _is_live(place: Place) -> bool:
-    return place.job.holds(place)
-
-
-def _live_of(places: list[Place]) -> list[Place]:
-    # A call for each of a million places would hold up the shard for a quarter of a second.
-    return [place for place in places if place.job.first is place or (place.job.others and place.job.holds(place))]
+    def _held_of(self, jobs: Collection[Job], now: float) -> list[Place]:
+        found = []
+        for job in jobs:
+            place = job.place_in(self.queue.queue_id)
+            if place is not None and job.gates == self.gates and place.at <= now and place.key not in self.queue.dead:
+                found.append(place)
+        return found
 
 
 class Queue:
-    """The places of one queue id, split by whether their time has come as of `clock`."""
+    """The places of one queue id."""
 
-    __slots__ = ("_clock", "key", "lease_time", "queue_id", "ready", "waiting")
+    __slots__ = (
+        *("counts", "dead", "due_at", "key", "lanes", "lease_time", "limit", "open", "plain", "queue_id"),
+        *("settings", "waiting"),
+    )
 
     def __init__(self, key: int, queue_id: QueueId, lease_time: float) -> None:
         self.key = key
         self.queue_id = queue_id
         self.lease_time = lease_time
-        self.ready: LazyHeap[Place] = LazyHeap(_is_live, _live_of)
-        self.waiting: LazyHeap[Place] = LazyHeap(_is_live, _live_of)
-        self._clock = 0.0
+        self.settings: QueueSettings = PLAIN_QUEUE
+        self.limit: Limit | None = None
+        self.counts = [0, 0, 0, 0]  # by state
+        self.due_at = math.inf  # it is on the agenda for then
+        self.waiting = _new_heap()
+        self.dead: dict[int, Place] = {}
+        self.plain = Lane(self, ())
+        self.lanes: dict[tuple[Gate, ...], Lane] = {(): self.plain}
+        self.open: dict[Lane, None] = {self.plain: None}
 
     def __len__(self) -> int:
-        return len(self.ready) + len(self.waiting)
+        return sum(self.counts)
 
-    def advance(self, now: float) -> None:
-        """Move the places whose time has come to `ready`. An instant that lies behind the last one is that one."""
-        if now <= self._clock:
+    @property
+    def is_shut(self) -> bool:
+        """Whether its own limit holds everything."""
+        return self.limit is not None and self.limit.is_shut
+
+    @property
+    def blocked_count(self) -> int:
+        """Places that stand behind a tag which jobs still carry."""
+        return sum(len(lane.heap) for lane in self.lanes.values() if lane.blocked_count)
+
+    def lane(self, gates: tuple[Gate, ...]) -> Lane:
+        """The lane behind these gates, made if need be."""
+        if not gates:
+            return self.plain
+        found = self.lanes.get(gates)
+        if found is None:
+            found = self.lanes[gates] = Lane(self, gates)
+            self.lane_turned(found)
+        return found
+
+    def lane_turned(self, lane: Lane) -> None:
+        """A lane can be served from now on, or can't."""
+        if lane.shut_count:
+            self.open.pop(lane, None)
+        else:
+            self.open[lane] = None
+
+    def drop_if_empty(self, lane: Lane) -> None:
+        """Forget a lane that holds nothing; the plain one stays."""
+        if lane is self.plain or len(lane.heap):
             return
-        self._clock = now
-        while (place := self.waiting.peek()) is not None and place.at <= now:
-            self.waiting.pop()
-            self.ready.push(place)
+        del self.lanes[lane.gates]
+        self.open.pop(lane, None)
+        for gate in lane.gates:
+            del gate.lanes[lane]
 
-    def push(self, place: Place) -> None:
-        """Hold a place, which its job holds already."""
-        (self.ready if place.at <= self._clock else self.waiting).push(place)
+    def pop(self) -> tuple[Place, LazyHeap[Place] | None] | None:
+        """Any of its places, and the heap that it was taken out of; None when there is none."""
+        for heap in (*(lane.heap for lane in self.lanes.values()), self.waiting):
+            place = heap.pop()
+            if place is not None:
+                return place, heap
+        return next(((place, None) for place in self.dead.values()), None)
 
-    def discard(self, place: Place) -> None:
-        """Forget a place that its job just let go of."""
-        (self.ready if place.at <= self._clock else self.waiting).discard()
+    def put_back(self, place: Place, heap: LazyHeap[Place]) -> None:
+        """Hold a place again that was taken out of the heap of one of its lanes, which may be gone by now."""
+        lane = self.lane(place.job.gates)
+        if heap is lane.heap or any(heap is other for other in lane.tag_heaps.values()):
+            heap.push(place)
+        else:
+            lane.push(place)
 
-    def restore(self, places: list[Place], now: float) -> None:
-        """Hold exactly these places, in any order: O(n)."""
-        self._clock = now
-        self.ready.rebuild([place for place in places if place.at <= now])
-        self.waiting.rebuild([place for place in places if place.at > now])
-
-    def pop(self) -> Place | None:
-        """Take any place, ready ones first; None when there is none."""
-        return self.ready.pop() or self.waiting.pop()
+    def dissolve(self) -> None:
+        """Let go of everything, and of the cycles in it."""
+        for lane in list(self.lanes.values()):
+            lane.heap.rebuild([])
+            lane.tag_heaps.clear()
+            for gate in lane.gates:
+                gate.lanes.pop(lane, None)
+        self.waiting.rebuild([])
+        for container in (self.dead, self.lanes, self.open):
+            container.clear()
+        del self.plain

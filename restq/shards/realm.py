@@ -1,15 +1,21 @@
-"""The core: one realm's jobs, queues, leases and tags. Every rule about them lives here and nowhere else.
+"""The core: one realm's jobs, queues and tags, and the one way in which a job goes from state to state.
 
 A realm is a data structure. It does no input or output, reads no clock (`now` is an argument, in seconds
 since the epoch), starts nothing, and knows neither web nor store. A method decides: it changes the structure,
 notes the rows that changed in the `Changes` it was made with, and returns its reply. Whoever drives it keeps
-the rows and only then shows the reply. What raises has changed nothing.
+the rows and only then shows the reply. What raises has changed nothing. What users ask of a realm stands beside it, a
+noun a file: `adding`, `leasing`, `finishing`, `operating`, `removal`, `listing`.
 
 The theory. A job stands in one or more queues; each (job, queue) pair is a `Place`, a value that is never
-changed: a lease replaces it by another one. A queue holds its places in two heaps, ordered by the instant
-`at`: `ready`, those whose `at` has come, and `waiting`, those that are leased until then. So a pull never
-meets a leased place, and a lease that ends needs no action but the passing of time. An entry of a heap is
-live while its job still holds that very Place, so removing a job touches no heap but by a count.
+changed: whatever happens to it puts another one in its stead. Its state follows from the value and the realm's clock:
+
+    dead       it is marked so
+    leased     its `at`, the end of the lease, is yet to come
+    delayed    its `at` is yet to come, and there is no lease
+    queued     else: ready, or blocked by a tag that its job comes after
+
+`advance` moves the clock: only there do leases run out, delays end and jobs expire, in the order of their instants.
+Each queue holds its places where their state says (see `queue`), so a pull never meets one that it can't have.
 
 `key` orders what `at` cannot: keys come from one counter of the shard that only grows, so equal instants are
 served in the order in which they were added, also after a restart.
@@ -17,286 +23,292 @@ served in the order in which they were added, also after a restart.
 
 from __future__ import annotations
 
+import sys
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from restq.errors import (
-    DataDiffers,
-    FieldInvalid,
-    JobLeased,
-    JobNotFound,
-    JobNotInQueue,
-    TagNotFound,
-)
+from restq.errors import JobNotFound
 from restq.names import QueueId, queue_order
-from restq.shards.changes import Changes, JobRow, Keys, QueueRow, RealmRow, Task
-from restq.shards.data import INLINE_BYTES_MAX, Large, large, same
+from restq.shards import endings, limits, rows
+from restq.shards.agenda import Agenda, Expiries
+from restq.shards.changes import Changes, Keys, Task
+from restq.shards.data import INLINE_BYTES_MAX, Large, large
+from restq.shards.gates import Limit
+from restq.shards.heap import LazyHeap
 from restq.shards.invariants import check
-from restq.shards.queue import NEVER, Job, Lease, Place, Queue, make_place
+from restq.shards.job import (
+    DEAD,
+    DELAYED,
+    LEASED,
+    MARK_DEAD,
+    QUEUED,
+    History,
+    Job,
+    Place,
+    Terms,
+    make_place,
+)
+from restq.shards.queue import Queue
+from restq.shards.roll import Roll
+from restq.shards.settings import PLAIN_REALM, RealmSettings
 from restq.shards.tags import TagIndex
 
-LEASE_SECONDS_MAX = 1e9
-PULL_BYTES_MAX = 32 << 20  # of data in one pull: the job that reaches it is the last
 
-
-# A job to add, its names checked: job id, queue id, data as JSON text or None to say nothing about it, sorted tags.
-NewJob = tuple[str, QueueId, bytes | None, tuple[str, ...]]
+def _middling() -> float:
+    return 0.5
 
 
 class Realm:
     """One named, isolated world of jobs.
 
-    `keys` gives numbers that only grow; `changes` gathers the rows. A new realm is not noted there before
-    something is written to it: reading one that never was makes nothing.
+    `keys` gives numbers that only grow; `changes` gathers the rows; `chance` gives numbers between 0 and 1, for jitter.
+    A new realm is not noted before something is written to it: reading one that never was makes nothing.
     """
 
     __slots__ = (
-        *("default_lease_time", "epoch", "exists", "jobs", "key", "name", "pinned", "queues", "tags", "task"),
-        *("_changes", "_keys", "_order"),
+        *("agenda", "changes", "chance", "clock", "data_bytes", "default_lease_time", "epoch", "exists", "expiries"),
+        *("jobs", "key", "keys", "leases", "name", "pinned", "queues", "result_count", "roll", "settings", "shift"),
+        *("tags", "task", "_order"),
     )
 
-    def __init__(self, key: int, name: str, default_lease_time: float, keys: Keys, changes: Changes) -> None:
+    def __init__(
+        self,
+        key: int,
+        name: str,
+        default_lease_time: float,
+        keys: Keys,
+        changes: Changes,
+        chance: Callable[[], float] = _middling,
+    ) -> None:
         self.key = key
         self.name = name
         self.default_lease_time = default_lease_time
+        self.settings: RealmSettings = PLAIN_REALM
         self.epoch = 1
+        self.shift = 0
         self.pinned = False
         self.exists = False
         self.task: Task | None = None
+        self.clock = 0.0
         self.jobs: dict[str, Job] = {}
+        self.roll = Roll()
+        self.data_bytes = 0  # of the ids and the data of all jobs
         self.tags = TagIndex()
         self.queues: dict[QueueId, Queue] = {}
+        self.leases: dict[int, Job] = {}  # by the key of the place: the job of each lease that is in force
+        self.result_count = 0
+        self.agenda = Agenda()
+        self.expiries = Expiries()
+        self.keys = keys
+        self.changes = changes
+        self.chance = chance
         self._order: list[Queue] = []  # the queues, in the order in which they are served
-        self._keys = keys
-        self._changes = changes
 
-    # -- adding ------------------------------------------------------------------------------------------------
+    # -- time --------------------------------------------------------------------------------------------------
 
-    def check_add(self, new_jobs: Sequence[NewJob], indexes: Sequence[int] | None = None) -> None:
-        """Raise DataDiffers if a job exists, in the realm or further up, with other data; `indexes` say which it is."""
-        jobs = self.jobs
-        fresh: dict[str, bytes | None] = {}
-        for index, (job_id, _, data, _) in zip(indexes or range(len(new_jobs)), new_jobs, strict=True):
-            known: bytes | Large | None
-            if job_id in jobs:
-                known = jobs[job_id].data
-            elif job_id in fresh:
-                known = fresh[job_id]
-            else:
-                fresh[job_id] = data
-                continue
-            if data is not None and not same(known, data):
-                where = f"jobs[{index}]: " if indexes or len(new_jobs) > 1 else ""
-                raise DataDiffers(f"{where}job {job_id!r} already exists with other data", "data")
+    def next_deadline(self) -> float:
+        """When something is to happen by itself; infinity if never."""
+        return min(self.agenda.next_at(), self.expiries.next_at())
 
-    def add(self, new_jobs: Sequence[NewJob], now: float) -> None:
-        """Put every job into its queue: all of them, or, where one has other data than before, none.
+    def advance(self, now: float, count: int = sys.maxsize) -> bool:
+        """Let time pass until `now`: leases run out, delays end, jobs expire, rates let pass again.
 
-        A job that exists gets the queue and the tags added; its leases stay as they are.
+        Stops after `count` of these and returns False: nothing else may be asked before a further call has returned
+        True. An instant that lies behind the last one is that one.
         """
-        self.check_add(new_jobs)
-        if new_jobs:
-            self._write()
-        jobs, rows, keys = self.jobs, self._changes.places, self._keys
-        queue: Queue | None = None
-        for job_id, queue_id, data, tags in new_jobs:
-            if queue is None or queue.queue_id != queue_id:
-                queue = self._queue(queue_id)
-                queue.advance(now)
-            job = jobs.get(job_id)
-            key = keys.take()
-            if job is None:
-                job = self._make_job(key, job_id, data, tags)  # a job shares the key of its first place
+        while (at := self.next_deadline()) <= now:
+            if count < 1:
+                return False
+            self.clock = max(self.clock, at)
+            if self.agenda.next_at() <= at:
+                count -= self._come_due(count)
             else:
-                self._tag(job, tags)
-                if job.place_in(queue_id) is not None:
-                    continue
-            place = make_place((now, key, queue, job, NEVER))
-            job.add(place)
-            queue.ready.push(place)
-            rows[key] = (key, job.key, queue.key, now, 0.0, 0)
+                endings.expire(self, self.expiries.pop())
+                count -= 1
+        self.clock = max(self.clock, now)
+        return True
 
-    def _make_job(self, key: int, job_id: str, text: bytes | None, new_tags: tuple[str, ...]) -> Job:
+    def _come_due(self, count: int) -> int:
+        """What the agenda says; returns how much that was."""
+        thing = self.agenda.pop()
+        if isinstance(thing, Limit):
+            limits.refresh(self, thing)
+            return 1
+        assert isinstance(thing, Queue), "the agenda holds queues and limits"
+        done = 0
+        while done < count and (place := thing.waiting.peek()) is not None and place.at <= self.clock:
+            thing.waiting.pop()
+            state = LEASED if place.history.lease else DELAYED
+            self.let_go(place, state, thing.waiting)
+            self.hold(place)
+            if state == LEASED:
+                endings.lease_ran_out(self, place)
+            done += 1
+        if (first := thing.waiting.peek()) is not None:
+            self.agenda.put(thing, first.at)
+        return done or 1
+
+    # -- from state to state -----------------------------------------------------------------------------------
+
+    def state_of(self, place: Place) -> int:
+        """QUEUED, LEASED, DELAYED or DEAD."""
+        if place.history.mark == MARK_DEAD:
+            return DEAD
+        if place.at <= self.clock:
+            return QUEUED
+        return LEASED if place.history.lease else DELAYED
+
+    def enter(self, job: Job, queue: Queue, key: int, at: float, history: History) -> None:
+        """Put the job into one more queue."""
+        place = make_place((at, key, queue, job, history))
+        job.add(place)
+        self.hold(place)
+        self.changes.places[key] = (key, job.key, queue.key, at, *history)
+
+    def replace(self, old: Place, at: float, history: History, popped_from: LazyHeap[Place] | None = None) -> Place:
+        """Put a new place in the stead of `old`, which the heap `popped_from` does not have any more."""
+        _, key, queue, job, _ = old
+        state = self.state_of(old)
+        new = make_place((at, key, queue, job, history))
+        job.replace(old, new)
+        self.let_go(old, state, popped_from)
+        self.hold(new)
+        self.changes.places[key] = (key, job.key, queue.key, at, *history)
+        return new
+
+    def check_out(self, old: Place, at: float, history: History, popped_from: LazyHeap[Place] | None) -> Place:
+        """Lease a queued place until `at`: `replace` for the one thing that restq does most, and limits count it."""
+        _, key, queue, job, _ = old
+        new = make_place((at, key, queue, job, history))
+        job.replace(old, new)
+        lane = queue.plain
+        if job.gates or lane.tag_heaps or popped_from is not lane.heap:
+            lane = queue.lane(job.gates)
+            lane.discard(job, popped_from)
+            queue.drop_if_empty(lane)
+        queue.waiting.push(new)
+        if at < queue.due_at:
+            self.agenda.put(queue, at)
+        queue.counts[QUEUED] -= 1
+        queue.counts[LEASED] += 1
+        for tag in job.tags:
+            counts = self.tags[tag].counts
+            counts[QUEUED] -= 1
+            counts[LEASED] += 1
+        self.leases[key] = job
+        if job.gates or queue.limit is not None:
+            for limit in self.limits_of(new):
+                limit.took(self.clock)
+                limits.passed(self, limit)
+        self.changes.places[key] = (key, job.key, queue.key, at, *history)
+        return new
+
+    def hold(self, place: Place) -> None:
+        """Have a place, which its job holds already, where its state says."""
+        at, key, queue, job, history = place
+        if history.mark == MARK_DEAD:
+            state = DEAD
+            queue.dead[key] = place
+        elif at <= self.clock:
+            state = QUEUED
+            queue.lane(job.gates).push(place)
+        else:
+            state = LEASED if history.lease else DELAYED
+            queue.waiting.push(place)
+            if at < queue.due_at:
+                self.agenda.put(queue, at)
+        if history.lease:
+            self.leases[key] = job
+            if state == LEASED:
+                for limit in self.limits_of(place):
+                    limit.leased_count += 1
+                    limit.refresh(self.clock)
+        queue.counts[state] += 1
+        for tag in job.tags:
+            self.tags[tag].counts[state] += 1
+
+    def let_go(self, place: Place, state: int, popped_from: LazyHeap[Place] | None = None) -> None:
+        """Have a place no more, which was in this state and which its job let go of or is to be held anew."""
+        _, key, queue, job, history = place
+        if state == QUEUED:
+            lane = queue.lane(job.gates)
+            lane.discard(job, popped_from)
+            queue.drop_if_empty(lane)
+        elif state == DEAD:
+            del queue.dead[key]
+        elif popped_from is not queue.waiting:
+            queue.waiting.discard()
+        if history.lease:
+            del self.leases[key]
+            if state == LEASED:
+                for limit in self.limits_of(place):
+                    limit.ended(self.clock)
+        queue.counts[state] -= 1
+        for tag in job.tags:
+            self.tags[tag].counts[state] -= 1
+
+    def limits_of(self, place: Place) -> Iterator[Limit]:
+        """The limits that hold for a place: those of its job's tags, and its queue's."""
+        yield from (gate for gate in place.job.gates if isinstance(gate, Limit))
+        if place.queue.limit is not None:
+            yield place.queue.limit
+
+    # -- jobs come and go --------------------------------------------------------------------------------------
+
+    def make_job(self, key: int, job_id: str, text: bytes | None, new_tags: tuple[str, ...], terms: Terms) -> Job:
+        """A job that stands in no queue yet."""
         tags = self.tags.shared(new_tags)
         job = self.jobs[job_id] = Job(key, job_id, text, tags)
+        self.roll.append(job)
         for tag in tags:
             self.tags.carry(tag, job)
         if text is not None and len(text) > INLINE_BYTES_MAX:
             job.data = large(text)
-            self._changes.payloads[key] = text
-        self._changes.jobs[key] = self.job_row(job)
+            self.changes.payloads[key] = text
+        self.data_bytes += len(job_id) + (len(text) if text else 0)
+        if any(terms):
+            job.terms = terms
+            if terms.expires_at:
+                self.expiries.put(job, terms.expires_at)
+        if terms.after or self.tags.limits:
+            self.tags.set_gates(job, self.tags.gates_of(job))
+        self.note_job(job)
         return job
 
-    def _queue(self, queue_id: QueueId) -> Queue:
-        queue = self.queues.get(queue_id)
-        if queue is not None:
-            return queue
-        queue = Queue(self._keys.take(), queue_id, self.default_lease_time)
-        self.hold_queue(queue)
-        self._changes.queues[queue.key] = self.queue_row(queue)
-        return queue
-
-    def hold_queue(self, queue: Queue) -> None:
-        """Have this queue among those that are served."""
-        self.queues[queue.queue_id] = queue
-        insort(self._order, queue, key=lambda held: queue_order(held.queue_id))
-
-    def _tag(self, job: Job, tags: tuple[str, ...]) -> None:
-        added = [tag for tag in tags if tag not in job.tags]
-        if added:
-            job.tags = self.tags.shared(tuple(sorted((*job.tags, *added))))
-            for tag in added:
-                self.tags.carry(tag, job)
-            self._changes.jobs[job.key] = self.job_row(job)
-
-    # -- leasing -----------------------------------------------------------------------------------------------
-    def pull(self, count: int, max_queue: QueueId | None, now: float) -> list[Place]:
-        """Lease up to `count` jobs: lowest queue first, longest ready first within it.
-
-        A job is never returned twice by one pull, even where it is ready in two queues. Queues above `max_queue`
-        are left alone; so is all else once PULL_BYTES_MAX are reached. An empty realm gives none: that is no error.
-        """
-        taken: set[str] = set()
-        size = 0
-        leased: list[Place] = []
-        if not self.jobs or count < 1:
-            return leased
-        lease = self.next_lease(now)
-        for queue in self.served(max_queue):
-            if len(leased) >= count:
-                break
-            queue.advance(now)
-            passed_over: list[Place] = []
-            while len(leased) < count and size < PULL_BYTES_MAX and (place := queue.ready.pop()) is not None:
-                if place.job.job_id in taken:
-                    passed_over.append(place)
-                    continue
-                taken.add(place.job.job_id)
-                size += place.job.data_bytes
-                leased.append(self._replace(place, now + queue.lease_time, lease))
-            for place in passed_over:
-                queue.ready.push(place)
-        return leased
-
-    def peek(self, count: int, max_queue: QueueId | None, now: float) -> list[Place]:
-        """What `pull` would lease now, in its order; nothing is leased."""
-        found: dict[str, Place] = {}
-        for queue in self.served(max_queue):
-            if len(found) >= count:
-                break
-            queue.advance(now)
-            seen: list[Place] = []
-            while len(found) < count and (place := queue.ready.pop()) is not None:
-                seen.append(place)
-                found.setdefault(place.job.job_id, place)
-            for place in seen:
-                queue.ready.push(place)
-        return list(found.values())
-
-    def next_lease(self, now: float) -> Lease:
-        """The lease of a pull, with a number that was never used."""
-        return Lease(self._keys.take(), now)
-
-    def lease(self, job_id: str, queue_id: QueueId, lease: Lease) -> Place | None:
-        """Lease this job out of this queue as of `lease.at`; None where it is not ready there (any more)."""
-        place = self._place(job_id, queue_id)
-        if place is None or place.at > lease.at:
-            return None
-        place.queue.advance(lease.at)
-        return self._replace(place, lease.at + place.queue.lease_time, lease, held=True)
-
-    def _place(self, job_id: str, queue_id: QueueId) -> Place | None:
-        job = self.jobs.get(job_id)
-        return None if job is None else job.place_in(queue_id)
-
-    def undo_pull(self, lease: int, pairs: Iterable[tuple[str, QueueId]]) -> int:
-        """Give back what pull number `lease` leased and nobody received: ready again, ahead of its queue.
-
-        Of the (job id, queue id) pairs only those count that this very pull still holds. Returns how many.
-        """
-        undone = 0
-        for job_id, queue_id in pairs:
-            place = self._place(job_id, queue_id)
-            if place is not None and place.lease.number == lease:
-                self._replace(place, 0.0, NEVER, held=True)
-                undone += 1
-        return undone
-
-    def served(self, max_queue: QueueId | None = None) -> Iterator[Queue]:
-        """The queues up to and with `max_queue`, in the order in which they are served."""
-        if max_queue is None:
-            return iter(self._order)
-        last = queue_order(max_queue)
-        return (queue for queue in self._order if queue_order(queue.queue_id) <= last)
-
-    def _replace(self, old: Place, at: float, lease: Lease, held: bool = False) -> Place:
-        """A new place in the stead of `old`, which its heap still holds if `held`."""
-        _, key, queue, job, _ = old
-        new = make_place((at, key, queue, job, lease))
-        job.replace(old, new)
-        if held:
-            queue.discard(old)
-        queue.push(new)
-        number, leased_at = lease
-        self._changes.places[key] = (key, job.key, queue.key, at, leased_at, number)
-        return new
-
-    # -- removing and moving -----------------------------------------------------------------------------------
-
-    def remove_job(self, job_id: str) -> None:
-        """Take the job out of every queue and tag. Raises JobNotFound."""
-        self.drop(self.get_job(job_id))
-
-    def remove_jobs(self, job_ids: Iterable[str]) -> int:
-        """Remove those that are there; returns how many."""
-        count = len(self.jobs)
-        for job_id in job_ids:
-            if job_id in self.jobs:
-                self.drop(self.jobs[job_id])
-        return count - len(self.jobs)
-
-    def drop(self, job: Job, popped: Place | None = None) -> None:
-        """Let go of the job; its place `popped` is out of its heap already."""
-        changes = self._changes
-        is_large = isinstance(job.data, Large)
+    def drop(self, job: Job, popped: Place | None = None, popped_from: LazyHeap[Place] | None = None) -> None:
+        """Let go of the job; its place `popped` is out of the heap `popped_from` already."""
+        changes = self.changes
+        self.data_bytes -= len(job.job_id) + job.data_bytes
+        if isinstance(job.data, Large):
+            changes.payloads[job.key] = None
+        if job.terms.expires_at:
+            self.expiries.discard(job)
         for place in job.let_go():
-            if place is not popped:
-                place.queue.discard(place)
-            changes.places[place.key] = None
+            self.let_go(place, self.state_of(place), popped_from if place is popped else None)
+            self._forget_place(place)
+        if job.gates:
+            self.tags.set_gates(job, ())
         self.tags.drop(job)
         del self.jobs[job.job_id]
+        self.roll.dropped()
         changes.jobs[job.key] = None
-        if is_large:
-            changes.payloads[job.key] = None
 
-    def move_job(self, job_id: str, from_queue: QueueId, to_queue: QueueId, now: float) -> None:
-        """Take the job out of one queue and put it at the end of another, which comes to be if need be.
+    def take_out(self, place: Place, popped_from: LazyHeap[Place] | None = None) -> bool:
+        """Take a job out of one of its queues; returns whether it stood in no other and is gone."""
+        job = place.job
+        if not job.others:
+            self.drop(job, place, popped_from)
+            return True
+        state = self.state_of(place)
+        job.leave(place)
+        self.let_go(place, state, popped_from)
+        self._forget_place(place)
+        return False
 
-        Raises JobNotInQueue where there is no such job in `from_queue`, JobLeased while it is leased out of it.
-        A job that stands in `to_queue` already just leaves `from_queue`.
-        """
-        job = self.jobs.get(job_id)
-        if job is None:
-            raise JobNotInQueue(f"realm {self.name!r} has no job {job_id!r}", "job_id")
-        if from_queue not in self.queues:
-            raise JobNotInQueue(f"realm {self.name!r} has no queue {from_queue!r}", "from_queue")
-        old = self._place(job_id, from_queue)
-        if old is None:
-            raise JobNotInQueue(f"job {job_id!r} is not in queue {from_queue!r}", "from_queue")
-        if old.lease.number and old.at > now:
-            raise JobLeased(f"job {job_id!r} is leased out of queue {from_queue!r}", "from_queue")
-        if from_queue == to_queue:
-            return
-        self.add([(job_id, to_queue, None, ())], now)
-        self.leave(old)
-
-    def leave(self, place: Place, popped: bool = False) -> None:
-        """Take a job out of one of its queues; it stays in others."""
-        place.job.leave(place)
-        if not popped:
-            place.queue.discard(place)
-        self._changes.places[place.key] = None
+    def _forget_place(self, place: Place) -> None:
+        self.changes.places[place.key] = None
+        if place.history.nacks or place.history.expiries:
+            self.changes.failures[place.key] = None
 
     # -- looking -----------------------------------------------------------------------------------------------
 
@@ -307,94 +319,58 @@ class Realm:
             raise JobNotFound(f"realm {self.name!r} has no job {job_id!r}", "job_id")
         return job
 
-    def get_tagged_jobs(self, tag: str) -> list[Job]:
-        """Every job that carries the tag, in the order in which they were added. Raises TagNotFound."""
-        return sorted(self._carriers(tag), key=lambda job: job.key)
+    def place(self, job_id: str, queue_id: QueueId) -> Place | None:
+        """The job's place in a queue, if it has one."""
+        job = self.jobs.get(job_id)
+        return None if job is None else job.place_in(queue_id)
 
-    def get_tag_status(self, tag: str) -> int:
-        """How many jobs carry the tag: O(1). Raises TagNotFound."""
-        return len(self._carriers(tag))
+    def served(self, max_queue: QueueId | None = None) -> Iterator[Queue]:
+        """The queues up to and with `max_queue`, in the order in which they are served."""
+        if max_queue is None:
+            return iter(self._order)
+        last = queue_order(max_queue)
+        return (queue for queue in self._order if queue_order(queue.queue_id) <= last)
 
-    def _carriers(self, tag: str) -> set[Job]:
-        if tag not in self.tags:
-            raise TagNotFound(f"no job of realm {self.name!r} is tagged {tag!r}", "tag")
-        return self.tags[tag]
+    # -- queues, settings and rows -----------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """The counts of the realm: its jobs, its tags, the jobs that stand in each queue, leased or not."""
-        return {
-            "total_jobs": len(self.jobs),
-            "total_tags": len(self.tags),
-            "queues": {str(queue.queue_id): len(queue) for queue in self._order},
-        }
+    def queue(self, queue_id: QueueId) -> Queue:
+        """The queue of this id, made if need be."""
+        queue = self.queues.get(queue_id)
+        if queue is None:
+            queue = Queue(self.keys.take(), queue_id, self.default_lease_time)
+            self.hold_queue(queue)
+            self.note_queue(queue)
+        return queue
 
-    # -- settings ----------------------------------------------------------------------------------------------
+    def hold_queue(self, queue: Queue) -> None:
+        """Have this queue among those that are served."""
+        self.queues[queue.queue_id] = queue
+        insort(self._order, queue, key=lambda held: queue_order(held.queue_id))
 
-    def configure(self, default_lease_time: float | None, queue_lease_time: tuple[QueueId, float] | None) -> None:
-        """Set the lease time (seconds) of queues that come to be from now on, that of one queue, or both.
+    def note_job(self, job: Job) -> None:
+        """The job's row changed."""
+        self.changes.jobs[job.key] = rows.job_row(self, job)
 
-        The queue comes to be if need be. Leases that were given stay as long as they are.
-        """
-        if default_lease_time is not None:
-            _check_lease_seconds(default_lease_time, "default_lease_time")
-        if queue_lease_time is not None:
-            _check_lease_seconds(queue_lease_time[1], "queue_lease_time")
-        if default_lease_time is not None:
-            self.default_lease_time = default_lease_time
-            self._write(changed=True)
-        if queue_lease_time is not None:
-            self._write()
-            queue_id, seconds = queue_lease_time
-            queue = self._queue(queue_id)
-            queue.lease_time = seconds
-            self._changes.queues[queue.key] = self.queue_row(queue)
+    def note_queue(self, queue: Queue) -> None:
+        """The queue's row changed."""
+        self.changes.queues[queue.key] = rows.queue_row(self, queue)
 
     def set_task(self, task: Task | None) -> None:
         """Note in the realm's row which long task holds the realm from now on, or that none does."""
         self.task = task
-        self._write(changed=True)
+        self.write(changed=True)
 
     def set_pinned(self, pinned: bool) -> None:
         """Whether the realm stays in its shard whatever its name hashes to."""
         self.pinned = pinned
-        self._write(changed=True)
+        self.write(changed=True)
 
-    def vanish(self) -> None:
-        """The realm, which holds no job any more, exists no more."""
-        self.exists = False
-        self._changes.realms[self.key] = None
-        for queue in self.queues.values():
-            self._changes.queues[queue.key] = None
-
-    # -- rows --------------------------------------------------------------------------------------------------
-
-    def row(self) -> RealmRow:
-        """The realm's own row."""
-        task = None if self.task is None else self.task.text()
-        return RealmRow(self.key, self.name, self.default_lease_time, self.epoch, int(self.pinned), task)
-
-    def _write(self, changed: bool = False) -> None:
+    def write(self, changed: bool = False) -> None:
         """Something is written to the realm: it exists from now on."""
         if changed or not self.exists:
             self.exists = True
-            self._changes.realms[self.key] = self.row()
-
-    def queue_row(self, queue: Queue) -> QueueRow:
-        """The row of one of its queues."""
-        return QueueRow(queue.key, self.key, queue.queue_id, queue.lease_time)
-
-    def job_row(self, job: Job) -> JobRow:
-        """The row of one of its jobs."""
-        data, tags = job.data, self.tags.text(job.tags)
-        if isinstance(data, Large):
-            return (job.key, self.key, job.job_id, tags, "", data.digest, data.size)
-        return (job.key, self.key, job.job_id, tags, data.decode() if data else "", "", 0)
+            self.changes.realms[self.key] = rows.realm_row(self)
 
     def check(self) -> None:
         """Assert that tag index, heaps and counts are what the jobs alone say. For tests: O(everything)."""
         check(self)
-
-
-def _check_lease_seconds(seconds: float, field: str) -> None:
-    if not 0 <= seconds <= LEASE_SECONDS_MAX:
-        raise FieldInvalid(f"{field}: a lease time lies between 0 and {LEASE_SECONDS_MAX:,.0f} seconds", field)

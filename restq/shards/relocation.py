@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from restq.placement import home
-from restq.shards.changes import Changes, RealmRow, Task, shifted
+from restq.shards.changes import BATCH, Changes, RealmRow, Task, shifted
 from restq.shards.sqlite_store import SqliteStore
-from restq.shards.store import Loaded, Mark
+from restq.shards.store import KEPT, Loaded, Mark
 
 CHUNK_ROWS = 10_000
+CHUNK_BYTES = 32 << 20  # of what may be large: data, results, replies
 
 log = logging.getLogger("restq.relocation")
 _NAME = re.compile(r"shard-(\d{4,})\.sqlite")
@@ -65,6 +66,7 @@ class _Relocation:
         self._loaded: dict[int, Loaded] = {shard: store.load() for shard, store in stores.items()}
         self._marks: dict[int, Mark] = {shard: loaded.mark for shard, loaded in self._loaded.items()}
         self._unkept: dict[int, Changes] = {shard: Changes() for shard in stores}
+        self._unkept_bytes: dict[int, int] = dict.fromkeys(stores, 0)
 
     async def run(self) -> dict[str, int]:
         pinned: dict[str, int] = {}
@@ -117,16 +119,41 @@ class _Relocation:
                 key = queue.key + copy.shift
                 self._unkept[copy.target].queues[key] = queue._replace(key=key, realm=copy.row.key)
         for stored in store.places_of(list(copies)):
-            row, target, shift = copies[stored[6]]
-            payload = store.payload(stored[5]) if stored[10] else None
+            row, target, shift = copies[stored[10]]
+            payload = store.payload(stored[9]) if stored[14] else None
             self._unkept[target].put(shifted(stored, shift, row.key), payload)
-            if len(self._unkept[target]) >= CHUNK_ROWS:
-                await self._keep(target)
+            await self._grow(target, len(payload or b""))
+        await self._copy_kept(store, copies)
         for row, _ in realms:
             copy = copies[row.key]
-            counts = copy.row._replace(epoch=row.epoch + 1, task=_lasting(row))
+            task = self._copy_batch(shard, row, copy)
+            counts = copy.row._replace(epoch=row.epoch + 1, task=task)
             self._unkept[copy.target].realms[counts.key] = counts
         for target in {copy.target for copy in copies.values()}:
+            await self._keep(target)
+
+    def _copy_batch(self, shard: int, row: RealmRow, copy: Copy) -> str | None:
+        """The task of the copy; the body of a batch goes along."""
+        task = Task.read(row.task)
+        if task is None or task.kind != BATCH:
+            return _lasting(row)
+        key = int(task.target or 0)
+        self._unkept[copy.target].payloads[key + copy.shift] = self._stores[shard].payload(key)
+        self._unkept[shard].payloads[key] = None
+        return task._replace(target=key + copy.shift).text()
+
+    async def _copy_kept(self, store: SqliteStore, copies: dict[int, Copy]) -> None:
+        for table in KEPT:
+            for kept in store.kept_of(table, list(copies)):
+                row, target, shift = copies[kept.realm]
+                copied = kept._replace(key=kept.key + shift, realm=row.key)
+                getattr(self._unkept[target], table)[copied.key] = copied
+                await self._grow(target, sum(len(value) for value in kept if isinstance(value, (str, bytes))))
+
+    async def _grow(self, target: int, size: int) -> None:
+        """Something was added to what is unkept: keep it all if that is much."""
+        self._unkept_bytes[target] += size
+        if len(self._unkept[target]) >= CHUNK_ROWS or self._unkept_bytes[target] >= CHUNK_BYTES:
             await self._keep(target)
 
     def _begin(self, row: RealmRow, shard: int, target: int) -> Copy:
@@ -135,12 +162,13 @@ class _Relocation:
         first = max(mark.next_key, source.next_key)
         shift = first - row.key
         self._marks[target] = mark._replace(next_key=source.next_key + shift, clock=max(mark.clock, source.clock))
-        arriving = row._replace(key=first, pinned=0, task=Task("arrive").text())
+        arriving = row._replace(key=first, pinned=0, task=Task("arrive").text(), shift=row.shift + shift)
         self._unkept[target].realms[first] = arriving
         return Copy(arriving, target, shift)
 
     async def _keep(self, shard: int) -> None:
         changes = self._unkept[shard].take()
+        self._unkept_bytes[shard] = 0
         if len(changes):
             mark = self._marks[shard]
             self._marks[shard] = mark = mark._replace(group=mark.group + 1)

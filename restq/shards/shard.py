@@ -2,12 +2,13 @@
 
 Every realm has a mailbox; a turn goes round the mailboxes, one message each, until there is no mail or the group is
 full. So a realm that gets a flood delays its neighbours by a message at a time, and what one realm does is
-always in the order in which it came. A realm that is busy with a long task (a removal in steps, a move to another
-shard) is *held*: its mail waits, its neighbours go on.
+always in the order in which it came. A realm that is busy with a long task (a sweep in steps, a move to another
+shard) is *held*: its mail waits, its neighbours go on. Time passes in a realm before each of its messages, and when
+something is due in it; whoever waits for its jobs is asked after each thing that happened to it.
 
     a task           who begins it               its realm         who ends it              after a crash
-    removal          clear, remove tagged,       is held           the last step            goes on from the row
-                     delete
+    sweep            clear, remove tagged,       is held           the last step            begins anew from the row
+                     delete, redrive, ..
     move             pin, unpin                  is held           the target's HAVE        asks the target again
     arrive           another shard's move        counts for        its last rows: it        what came is removed
                                                  nothing yet       counts from then on
@@ -19,40 +20,49 @@ sends the other.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import msgspec
-
-from restq import bodies
-from restq.errors import InternalError, Overloaded, RealmNotFound, RestqError, StorageFull
+from restq.errors import InternalError, Overloaded, RestqError, StorageFull
 from restq.placement import Placement, home
 from restq.protocol import MOVED, Reply
-from restq.shards.actor import Actor, Elsewhere, Held, Mail, Several, no_mail
-from restq.shards.changes import Changes, Keys, Task
-from restq.shards.commands import NOTHING, READING, REALM_OPERATIONS, SHARD_OPERATIONS, Call, Done, Work
+from restq.shards.actor import Actor, Elsewhere, Held, Mail, Several, refusal
+from restq.shards.agenda import Agenda
+from restq.shards.archive import Archive, Reading
+from restq.shards.changes import Changes, Keys
+from restq.shards.chores import Chores
+from restq.shards.commands import READING, REALM_OPERATIONS, SHARD_OPERATIONS
+from restq.shards.commands.call import Call, Done, Wait, Work
+from restq.shards.internal import INTERNAL_OPERATIONS, has_ready
 from restq.shards.loader import Loader
+from restq.shards.moves import Moves
 from restq.shards.moving import ARRIVAL_OPERATIONS, Arrivals
 from restq.shards.realm import Realm
-from restq.shards.removal import KINDS, Removal, dissolve
+from restq.shards.replies import Replies
 from restq.shards.stats import Stats
 from restq.shards.store import Loaded, Mark, StoreFailed
+from restq.shards.sweeps import KINDS, dissolve
+from restq.shards.tasks import STEP_COUNT, Tasks
+from restq.shards.waking import Waking
 
 GROUP_ROWS_MAX = 8_000  # a group that changed so many rows is committed before more mail is read
 TURN_REPLY_BYTES_MAX = 16 << 20  # replies that are sent before more mail is read
 MAIL_BYTES_MAX = 64 << 20  # of the bodies that wait; one more is refused
-STEP_COUNT = 1_000  # removals in one step of a task: some milliseconds
 
 log = logging.getLogger("restq.shard")
-encode = msgspec.json.Encoder().encode
 
 
 class Shard:
-    """The realms of one shard. `payload` reads large data that is in the store already."""
+    """The realms of one shard. `store` reads what memory does not hold; `chance` is for jitter."""
 
     def __init__(
-        self, index: int, placement: Placement, default_lease_time: float, payload: Callable[[int], bytes]
+        self,
+        index: int,
+        placement: Placement,
+        default_lease_time: float,
+        store: Reading,
+        chance: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self.index = index
         self.placement = placement
@@ -62,60 +72,79 @@ class Shard:
         self.stats = Stats()
         self.mail_bytes = 0  # of the bodies that wait
         self._reply_bytes = 0  # of the replies of this turn
-        self.moves: list[tuple[Mail, int]] = []  # moves to other shards that the process is to carry out
-        self._movers: dict[str, Mail] = {}  # who waits for a move, by realm
         self.full = False  # the disk is: changes are refused until a probe finds room
         self._default_lease_time = default_lease_time
-        self._stored_payload = payload
-        self._arrivals = Arrivals(self.keys, self.changes, self.find, self.discard, self.arrive)
+        self._chance = chance
+        self._now = 0.0
+        self._is_over = False  # this turn: a realm has more to settle than it takes
+        self.archive = Archive(store, self.changes)
+        self.replies = Replies(self.keys, self.changes)
+        self.waking = Waking(self.archive, self.replies, self.answer, self._realm_of)
+        self._chores = Chores(self.archive, self.changes, self.replies)
+        self.tasks = Tasks(self)
+        self.moves = Moves(self)
+        self._arrivals = Arrivals(self, self.tasks.discard, self.moves.arrive)
         self._actors: dict[str, Actor] = {}
+        self._agenda = Agenda()  # of actors, in whose realms time is to pass
         self._round: deque[Actor] = deque()
         self._several = Actor("")  # mailbox for what concerns several realms: it waits while one of them is held
         self._unheld = Actor("")  # mailbox for what waits for no realm: figures, and realms that move in
-        self._working: deque[Actor] = deque()  # removals under way
 
     # -- start -------------------------------------------------------------------------------------------------
 
     def load(self, loaded: Loaded, now: float) -> None:
         """Be what the store says; what was in memory is forgotten, what waits as mail stays."""
-        waiting = [mail for actor in self._actors.values() for mail in actor.mail]
+        mail = [mail for actor in self._actors.values() for mail in actor.mail]
+        self._now = now
         self.keys.next_key = max(self.keys.next_key, loaded.mark.next_key)
         self.changes.take()
         self._arrivals.forget()
-        for actor in (*self._actors.values(), *self._working):
+        for actor in (*self._actors.values(), *self.tasks.actors):
             if actor.realm is not None:
                 dissolve(actor.realm)
         self._actors = {}
+        self._agenda = Agenda()
         self._round.clear()
         self._several.queued = self._unheld.queued = False
-        self._working.clear()
-        self.moves = []
-        self._movers = {}
+        self.tasks.actors.clear()
+        self.moves.forget()
         for name, shard in loaded.moved.items():
             self.placement.learn(name, shard)
-        loader = Loader(self.keys, self.changes)
+        loader = self.new_loader()
         loader.add_all(loaded)
-        for realm in loader.finish(now):
-            self._take_in(realm)
-        for mail in waiting:
-            self._deliver(self._actor(mail.realm), mail)
+        self.replies.load(loaded.replies)
+        known = {row.key for row in loaded.realms}
+        for realm in loader.finish(now, loaded.mark.clock):
+            self.take_in(realm)
+        for key in loaded.result_counts:
+            if key not in known:
+                self._chores.orphan(key, now)
+        self._chores.expect(now)
+        for waiting in mail:
+            self._deliver(self.actor(waiting.realm), waiting)
+        for waiting in self.waking.take_mail():
+            self.receive(waiting)
         self._enqueue(self._several)
         self._enqueue(self._unheld)
 
-    def _take_in(self, realm: Realm) -> None:
+    def new_loader(self) -> Loader:
+        """What makes realms of rows here."""
+        return Loader(self.keys, self.changes, self._chance)
+
+    def take_in(self, realm: Realm) -> None:
         """Serve a realm that was loaded, or carry on what it was in the midst of."""
         task = realm.task
         if task is not None and task.kind == "arrive":  # it never came to count
-            self.discard(realm)
+            self.tasks.discard(realm)
             return
-        actor = self._actor(realm.name)
+        actor = self.actor(realm.name)
         actor.realm = realm
         self.placement.learn(realm.name, self.index)
+        self._agenda.put(actor, realm.next_deadline())
         if task is not None and task.kind in KINDS:
-            self._begin(actor, Work(Removal(realm, task), lambda _: NOTHING), None)
+            self.tasks.resume(actor, realm, task)
         elif task is not None and task.kind == "move":
-            actor.held = True
-            self.moves.append((no_mail(realm.name), int(task.target or 0)))
+            self.moves.resume(actor, int(task.target or 0))
 
     def mark(self, group: int, now: float) -> Mark:
         """What the next group leaves behind."""
@@ -125,13 +154,16 @@ class Shard:
 
     def receive(self, mail: Mail) -> None:
         """Take a message; a turn will serve it. What does not fit is refused at once, whoever holds up the others."""
+        if mail.operation == "leave":
+            self.waking.leave(mail.sender, mail.params[0], self._now)
+            return
         if self.mail_bytes + len(mail.body) > MAIL_BYTES_MAX and mail.operation not in ARRIVAL_OPERATIONS:
             busy = Overloaded(f"shard {self.index} has more requests waiting than fit; nothing was done, try again")
-            self._answer(mail, _refusal(mail, busy))
+            self.answer(mail, refusal(mail, busy))
             return
         self.mail_bytes += len(mail.body)
         if mail.realm:
-            self._deliver(self._actor(mail.realm), mail)
+            self._deliver(self.actor(mail.realm), mail)
         else:
             # Two shards whose realms cross must not wait for each other behind a call that waits for both.
             waits = mail.operation in SHARD_OPERATIONS
@@ -146,48 +178,71 @@ class Shard:
             actor.queued = True
             self._round.append(actor)
 
-    def _actor(self, name: str) -> Actor:
+    def actor(self, name: str) -> Actor:
+        """The actor of a realm's name, made if need be."""
         actor = self._actors.get(name)
         if actor is None:
             actor = self._actors[name] = Actor(name)
         return actor
 
     @property
-    def busy(self) -> bool:
-        """Whether a turn would find something to do."""
-        return bool(self._round or (self._working and not self.full))
-
-    @property
     def has_mail(self) -> bool:
         """Whether somebody waits for an answer that a turn would give."""
         return bool(self._round)
 
+    def busy(self, now: float) -> bool:
+        """Whether a turn would find something to do."""
+        return bool(self._round or (self.tasks.actors and not self.full) or self.next_deadline() <= now)
+
+    def next_deadline(self) -> float:
+        """When a turn is to be made even if nothing arrives; infinity if never."""
+        by_itself = math.inf if self.full else min(self._agenda.next_at(), self._chores.next_at)
+        return min(by_itself, self.waking.next_deadline())
+
     def turn(self, now: float) -> None:
-        """Serve mail, a message a realm in rounds, and carry on one step of one task."""
+        """Let time pass, carry on one step of one task, and serve mail, a message a realm in rounds."""
+        self._now = now
         self._reply_bytes = 0
-        if self._working and not self.full:
-            self._step()
-        while self._round and len(self.changes) < GROUP_ROWS_MAX and self._reply_bytes < TURN_REPLY_BYTES_MAX:
+        self._is_over = False
+        if not self.full:
+            self._let_time_pass()
+            self._chores.do(self.realms(), now)
+            self.tasks.step()
+        while self._round and not self._is_over and len(self.changes) < GROUP_ROWS_MAX:
             actor = self._round.popleft()
             actor.queued = False
             mail = actor.mail.popleft()
             try:
-                outcome = self._serve(actor, mail, now)
+                outcome = self._serve(actor, mail)
             except Held:
-                actor.mail.appendleft(mail)  # until `release`
+                actor.mail.appendleft(mail)  # until `release`, or the next turn
+                if actor is not self._several:
+                    self._enqueue(actor)
                 continue
             self.mail_bytes -= len(mail.body)
-            if isinstance(outcome, Work):
-                self._begin(actor, outcome, mail)
-                self._step()
-            elif outcome is not None:
-                self._answer(mail, outcome)
-            self._enqueue(actor)
-            self._forget(actor)
+            self._follow(actor, mail, outcome)
+            if self._reply_bytes > TURN_REPLY_BYTES_MAX:
+                break
+        self.waking.time_up(now)
+        if self.waking.waits_for_several:
+            self.waking.several(lambda call: has_ready(self, call), now)
 
-    def _serve(self, actor: Actor, mail: Mail, now: float) -> Reply | Work | None:
+    def _follow(self, actor: Actor, mail: Mail, outcome: Reply | Work | Wait | None) -> None:
+        if isinstance(outcome, Work):
+            self.tasks.begin(actor, outcome, mail)
+            self.tasks.step()
+        elif isinstance(outcome, Wait):
+            self.waking.wait(mail, outcome, self._now)
+        elif outcome is not None:
+            self.answer(mail, outcome)
+        if actor.realm is not None and not actor.held:
+            self._happened(actor)
+        self._enqueue(actor)
+        self._forget(actor)
+
+    def _serve(self, actor: Actor, mail: Mail) -> Reply | Work | Wait | None:
         """Reply to one message; None where somebody will reply later. Raises Held."""
-        call = Call(mail.params, mail.body, now, self._payload)
+        call = Call(mail.params, mail.body, self._now, self.archive)
         try:
             if mail.operation not in _OPERATIONS:
                 raise InternalError(f"there is no operation {mail.operation!r}")
@@ -199,185 +254,147 @@ class Shard:
             if owner != self.index:
                 return Reply(mail.request_id, MOVED, b"", owner)
             if mail.operation == "place_realm":
-                return self._place(actor, mail)
-            realm = actor.realm or self._new_realm(mail.realm)
-            outcome = REALM_OPERATIONS[mail.operation](realm, call)
-            self._settle(actor, realm)
-            return outcome if isinstance(outcome, Work) else _ok(mail, outcome)
+                return self.moves.place(actor, mail)
+            return self._serve_realm(actor, mail, call)
         except StoreFailed:
             raise
         except RestqError as error:
             self.stats.count_error(mail.operation, error.code)
-            return _refusal(mail, error)
+            return refusal(mail, error)
         except Held:
             raise
         except Exception:
             log.exception("shard %d: operation %s failed", self.index, mail.operation)
             if len(self.changes):
                 raise  # perhaps half done: only the file knows what is true
-            return _refusal(mail, InternalError("restq met a defect of its own; nothing was done"))
+            return refusal(mail, InternalError("restq met a defect of its own; nothing was done"))
+
+    def _serve_realm(self, actor: Actor, mail: Mail, call: Call) -> Reply | Work | Wait:
+        realm = actor.realm or self._new_realm(mail.realm)
+        if not self.full and not realm.advance(self._now, STEP_COUNT):
+            self._is_over = True
+            raise Held
+        if mail.once and (kept := self.replies.find(realm.key, mail.once, self._now)) is not None:
+            body = self.archive.reply(kept)
+            if body is not None:
+                return Reply(mail.request_id, 200, body)
+        outcome = REALM_OPERATIONS[mail.operation](realm, call)
+        if mail.operation == "undo_pull" and mail.params[2:]:
+            self.replies.forget(realm.key, mail.params[2])
+        if isinstance(outcome, Work):
+            actor.realm = realm  # which comes to be with the first step that writes
+            return outcome
+        self.settle(actor, realm)
+        if isinstance(outcome, Wait):
+            return outcome
+        return self._ok(mail, outcome, realm)
+
+    def conclude(self, mail: Mail, done: Done | RestqError, realm: Realm) -> None:
+        """A task is done, or refused."""
+        self.answer(mail, refusal(mail, done) if isinstance(done, RestqError) else self._ok(mail, done, realm))
+
+    def _ok(self, mail: Mail, done: Done, realm: Realm) -> Reply:
+        if mail.once:
+            self.replies.note(realm.key, mail, done, self._now)
+            self._chores.expect(self._now)
+        return Reply(mail.request_id, 200, done.body, done.lease)
 
     def _new_realm(self, name: str) -> Realm:
         """An empty realm, which comes to be when something is written to it."""
-        realm = Realm(self.keys.take(), name, self._default_lease_time, self.keys, self.changes)
+        realm = Realm(self.keys.take(), name, self._default_lease_time, self.keys, self.changes, self._chance)
         realm.pinned = home(name, self.placement.shard_count) != self.index
         return realm
 
-    def _settle(self, actor: Actor, realm: Realm) -> None:
-        """After an operation: a realm may have come to be, or be gone."""
-        actor.realm = realm if realm.exists else None
-        self._forget(actor)
+    def _realm_of(self, name: str) -> Realm:
+        return self.find(name) or self._new_realm(name)
 
     def _forget(self, actor: Actor) -> None:
         """A name that nobody uses takes no memory."""
         if actor.realm is None and not actor.mail and not actor.held and self._actors.get(actor.name) is actor:
             del self._actors[actor.name]
 
-    def _payload(self, key: int) -> bytes:
-        """Large data of this turn, or of the store."""
-        return self.changes.payloads.get(key) or self._stored_payload(key)
+    # -- time --------------------------------------------------------------------------------------------------
 
-    # -- several realms ------------------------------------------------------------------------------------------
+    def _let_time_pass(self) -> None:
+        """In the realms where something is due, as far as one turn goes."""
+        while self._agenda.next_at() <= self._now:
+            actor = self._agenda.pop()
+            assert isinstance(actor, Actor), "the agenda holds actors"
+            if actor.realm is None or actor.held:
+                continue  # `release` puts it down again
+            self._is_over = not actor.realm.advance(self._now, STEP_COUNT)
+            self._happened(actor)
+            if self._is_over:
+                return
 
-    def _serve_several(self, mail: Mail, call: Call) -> Reply:
-        if mail.operation == "get_stats":
-            return Reply(mail.request_id, 200, encode(self.stats.report(self.index, self._counts())))
+    def _happened(self, actor: Actor) -> None:
+        """Something happened to a realm, or time passed in it: whoever waits may get something."""
+        realm = actor.realm
+        if realm is not None and realm.result_count and self._chores.has_excess(realm):
+            self._chores.trim(realm, self._now)
+        self.waking.happened(actor.name, realm, self._now)
+        if realm is not None:
+            self._agenda.put(actor, realm.next_deadline())
+
+    # -- what concerns several realms, or none ---------------------------------------------------------------------
+
+    def _serve_several(self, mail: Mail, call: Call) -> Reply | Wait:
+        if mail.operation in INTERNAL_OPERATIONS:
+            return INTERNAL_OPERATIONS[mail.operation](self, mail, call)
         if mail.operation in ARRIVAL_OPERATIONS:
             body = ARRIVAL_OPERATIONS[mail.operation](self._arrivals, mail.params, call.now)
             return Reply(mail.request_id, 200, body)
-        several = Several(self.index, self.placement, self._actors, self._new_realm)
+        several = self.several()
         try:
-            return _ok(mail, SHARD_OPERATIONS[mail.operation](several, call))
+            done = SHARD_OPERATIONS[mail.operation](several, call)
+            return Reply(mail.request_id, 200, done.body, done.lease)
         except Elsewhere as elsewhere:
-            return Reply(mail.request_id, MOVED, elsewhere.realm.encode(), elsewhere.shard)
+            return elsewhere.reply(mail.request_id)
         finally:
             for name, realm in several.touched.items():
-                self._settle(self._actor(name), realm)
+                actor = self.actor(name)
+                self.settle(actor, realm)
+                if realm.exists:
+                    self._happened(actor)
 
-    def _counts(self) -> dict[str, dict[str, Any]]:
-        realms = ((name, actor.realm) for name, actor in self._actors.items())
-        return {name: {"jobs": len(realm.jobs), "pinned": realm.pinned} for name, realm in realms if realm is not None}
+    def several(self) -> Several:
+        """The realms of this shard, to what concerns more than one of them."""
+        return Several(self.index, self.placement, self._actors, self._new_realm)
 
-    # -- tasks ---------------------------------------------------------------------------------------------------
+    def realms(self) -> Iterator[Realm]:
+        """The realms that exist here."""
+        return (actor.realm for actor in self._actors.values() if actor.realm is not None)
 
-    def _begin(self, actor: Actor, work: Work, mail: Mail | None) -> None:
-        actor.held = True
-        actor.work = (work, mail)
-        self._working.append(actor)
+    # -- tasks, and realms that come and go ----------------------------------------------------------------------
 
-    def _step(self) -> None:
-        """Carry on the removal whose turn it is."""
-        actor = self._working.popleft()
-        assert actor.work is not None, "who is working has work"
-        work, mail = actor.work
-        if not work.removal.step(STEP_COUNT):
-            self._working.append(actor)
-            return
-        actor.work = None
-        if mail is not None:
-            self._answer(mail, Reply(mail.request_id, 200, work.reply(work.removal)))
-        if actor.realm is not None:
-            if not actor.realm.exists and actor.realm.pinned:
-                self._note(actor.name, self.index)  # though it is gone, its name stays with this shard
-            self._settle(actor, actor.realm)
-        self.release(actor)
-
-    def discard(self, realm: Realm) -> None:
-        """Remove, in steps, a realm that lives elsewhere by now or never came to count. Its name is free at once."""
-        hidden = Actor(realm.name, realm)
-        realm.pinned = False
-        realm.set_task(Task("arrive"))  # what is left of it after a crash must not count either
-        self._begin(hidden, Work(Removal(realm, Task("delete")), lambda _: NOTHING), None)
+    def settle(self, actor: Actor, realm: Realm) -> None:
+        """After an operation or a task: a realm may have come to be, or be gone."""
+        if not realm.exists and actor.realm is realm:
+            self._chores.orphan(realm.key, self._now)
+        actor.realm = realm if realm.exists else None
+        self._forget(actor)
 
     def release(self, actor: Actor) -> None:
         """The realm is not held any more: its mail is served again."""
         actor.held = False
+        if self._actors.get(actor.name) is actor:
+            self._happened(actor)
         self._enqueue(actor)
         self._forget(actor)
         self._enqueue(self._several)
-
-    # -- moves -----------------------------------------------------------------------------------------------------
-
-    def _place(self, actor: Actor, mail: Mail) -> Reply | None:
-        """Pin the realm to a shard (`params[0]`: 1), or let it go home (0), and move it there if need be."""
-        pinned = bool(mail.params[0])
-        count = self.placement.shard_count
-        target = bodies.shard(mail.body, count) if pinned else home(mail.realm, count)
-        realm = actor.realm
-        if realm is None:
-            raise RealmNotFound(f"realm {mail.realm!r} does not exist: it comes to be with its first job", "realm")
-        realm.set_pinned(pinned)
-        if target == self.index:
-            return Reply(mail.request_id, 200, NOTHING)
-        realm.set_task(Task("move", target))
-        actor.held = True
-        self.moves.append((mail, target))
-        self._movers[mail.realm] = mail
-        return None
-
-    def held_realm(self, name: str) -> Realm:
-        """The realm that a move holds."""
-        realm = self._actors[name].realm
-        assert realm is not None, "a realm on the move exists"
-        return realm
-
-    def depart(self, mail: Mail, target: int) -> None:
-        """The realm is whole in another shard: say so from now on, and remove what is left here."""
-        actor = self._actors[mail.realm]
-        realm, actor.realm = actor.realm, None
-        assert realm is not None, "a realm on the move exists"
-        self._note(mail.realm, target)
-        self._movers.pop(mail.realm, None)
-        self.discard(realm)
-        self._answer(mail, Reply(mail.request_id, 200, NOTHING))
-        self.release(actor)
-
-    def arrive(self, realm: Realm) -> None:
-        """A realm that came from another shard counts from now on."""
-        realm.epoch += 1
-        realm.set_task(None)
-        self._note(realm.name, self.index)
-        actor = self._actor(realm.name)
-        actor.realm = realm
 
     def find(self, name: str) -> Realm | None:
         """The realm of this name, if it exists here."""
         actor = self._actors.get(name)
         return None if actor is None else actor.realm
 
-    def _note(self, name: str, shard: int) -> None:
-        self.placement.learn(name, shard)
-        self.changes.moved[name] = shard  # also where that is its home: a process may have been started with a pin
-
     # -- replies -----------------------------------------------------------------------------------------------------
 
-    def refuse(self, outbox: list[tuple[Mail, Reply]], why: StorageFull) -> list[tuple[Mail, Reply]]:
-        """What to send instead of these replies, where the group could not be kept: reads are asked once more.
-
-        Who waits for a task is told, too: whether it began in this group, and is undone, or in an earlier one.
-        """
-        refused: list[tuple[Mail, Reply]] = []
-        for mail, _ in outbox:
-            if mail.operation in READING:
-                self.receive(mail)
-            else:
-                refused.append((mail, _refusal(mail, why)))
-        perhaps = StorageFull("there is no room left on the disk: if this had begun, it goes on once there is")
-        waiting = [actor.work[1] for actor in self._working if actor.work is not None and actor.work[1] is not None]
-        refused += [(mail, _refusal(mail, perhaps)) for mail in (*waiting, *self._movers.values())]
-        return refused
-
-    def _answer(self, mail: Mail, reply: Reply) -> None:
+    def answer(self, mail: Mail, reply: Reply) -> None:
+        """Have a reply sent once the turn is committed."""
         self._reply_bytes += len(reply.body)
+        self.waking.served(mail)
         self.outbox.append((mail, reply))
 
 
-_OPERATIONS = {*REALM_OPERATIONS, *SHARD_OPERATIONS, *ARRIVAL_OPERATIONS, "get_stats", "place_realm"}
-
-
-def _refusal(mail: Mail, error: RestqError) -> Reply:
-    return Reply(mail.request_id, error.status, encode(error.to_reply()))
-
-
-def _ok(mail: Mail, done: Done) -> Reply:
-    return Reply(mail.request_id, 200, done.body, done.lease)
+_OPERATIONS = {*REALM_OPERATIONS, *SHARD_OPERATIONS, *ARRIVAL_OPERATIONS, *INTERNAL_OPERATIONS, "place_realm"}

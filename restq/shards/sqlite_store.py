@@ -1,11 +1,14 @@
 """The store on one SQLite file. Opened by the shard's process alone, after it was started, with an exclusive lock.
 
-Rows stand under integer keys that only grow, so that a batch is written to neighbouring pages. There is no
-other index: what is looked up by name is looked up in memory. `synchronous=FULL` with WAL syncs the log before
+Rows stand under integer keys that only grow, so that a batch is written to neighbouring pages. What is looked up
+by name is looked up in memory, so there is no other index, but for results, which memory does not hold: one
+to page through those of a realm and to count them, which grows at its end as the table does, and one to find
+a job's. Both cost only who keeps results. `synchronous=FULL` with WAL syncs the log before
 a commit returns; the log is moved into the database every `WAL_PAGES_MAX` pages, so neither it nor a start grows
 with the age of the server. Read it with the `sqlite3` shell: while no server holds it.
 
-To change the format: raise `FORMAT`, and give `_MIGRATIONS` the statements that lead from the one before.
+To change the format: raise `FORMAT`, and give `_MIGRATIONS` the statements that lead from the one before. A column
+that is added at the end with a constant as its default is there at once, however many the rows: none is written.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from restq.errors import StorageFull
-from restq.shards.changes import Changes, QueueRow, RealmRow, Stored
-from restq.shards.store import Loaded, Mark, StoreFailed, StoreRefused
+from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ResultRow, Stored, TagRow
+from restq.shards.store import KEPT, Kept, Loaded, Mark, StoreFailed, StoreRefused
 
-FORMAT = 1
+FORMAT = 2
 APPLICATION_ID = 0x52535451  # "RSTQ": `file` and we tell it from other SQLite files
 LOCK_WAIT_SECONDS = 10.0  # a shard that was killed may take a moment to let go of its file
 WAL_PAGES_MAX = 4096
@@ -40,14 +43,49 @@ _MIGRATIONS: dict[int, str] = {
     CREATE TABLE payloads (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
     CREATE TABLE moved (name TEXT PRIMARY KEY, shard INTEGER NOT NULL) WITHOUT ROWID;
     """,
+    2: """
+    ALTER TABLE realms ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE realms ADD COLUMN shift INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE queues ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE queues ADD COLUMN next_at REAL NOT NULL DEFAULT 0.0;
+    ALTER TABLE jobs ADD COLUMN terms TEXT NOT NULL DEFAULT '';
+    ALTER TABLE places ADD COLUMN nacks INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE places ADD COLUMN expiries INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE places ADD COLUMN mark INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE places ADD COLUMN worker TEXT NOT NULL DEFAULT '';
+    CREATE TABLE tags (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, tag TEXT NOT NULL, settings TEXT NOT NULL,
+        next_at REAL NOT NULL);
+    CREATE TABLE failures (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, error TEXT NOT NULL, exit_code INTEGER,
+        at REAL NOT NULL);
+    CREATE TABLE results (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, job_id TEXT NOT NULL, at REAL NOT NULL,
+        text TEXT NOT NULL);
+    CREATE INDEX results_by_realm ON results (realm);
+    CREATE INDEX results_by_job ON results (realm, job_id);
+    CREATE TABLE replies (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
+        at REAL NOT NULL, body BLOB NOT NULL);
+    """,
 }
 
-_COLUMN_COUNTS = {"realms": 6, "queues": 4, "jobs": 7, "places": 6, "payloads": 2, "moved": 2}
+_COLUMN_COUNTS = {
+    "realms": 8,
+    "queues": 6,
+    "tags": 5,
+    "jobs": 8,
+    "places": 10,
+    "payloads": 2,
+    "failures": 5,
+    "results": 5,
+    "replies": 6,
+    "moved": 2,
+}
 _PAIRS = ("payloads", "moved")  # tables whose row is a key and one value
 _PUT = {
     table: f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * count)})" for table, count in _COLUMN_COUNTS.items()
 }
 _DROP = {table: f"DELETE FROM {table} WHERE {'name' if table == 'moved' else 'key'} = ?" for table in _COLUMN_COUNTS}
+_PLACE_COLUMNS = ", ".join(
+    f"places.{column}" for column in "key queue at leased_at lease nacks expiries mark worker".split()
+)
 _LISTED = "(SELECT value FROM json_each(?))"  # of a JSON array: however long, it is one parameter
 
 
@@ -97,20 +135,35 @@ class SqliteStore:
         return int(self._database.execute(query).fetchone()[0])
 
     def load(self) -> Loaded:
-        """All that was committed. Raises StoreRefused where the file can't be read."""
+        """All that was committed, but for what the other methods read. Raises StoreRefused where it can't be read."""
         select = self._database.execute
         try:
             mark = Mark(*select("SELECT last_group, next_key, clock FROM mark").fetchone())
             realms = [RealmRow(*row) for row in select("SELECT * FROM realms ORDER BY key")]
             queues = [QueueRow(*row) for row in select("SELECT * FROM queues ORDER BY key")]
+            tags = [TagRow(*row) for row in select("SELECT * FROM tags ORDER BY key")]
+            # Of a blob, SQLite knows the length without reading it.
+            replies = select("SELECT key, realm, name, digest, at, length(body) FROM replies ORDER BY key").fetchall()
+            result_counts = dict(select("SELECT realm, count(*) FROM results GROUP BY realm"))
             moved = dict(select("SELECT name, shard FROM moved"))
         except sqlite3.Error as error:
             raise StoreRefused(_refusal(self.path, error)) from error
-        return Loaded(mark, realms, queues, moved, self._places())
+        return Loaded(mark, realms, queues, tags, replies, result_counts, moved, self._places())
 
     def places_of(self, realm_keys: list[int]) -> Iterator[Stored]:
         """The places of these realms, as `load` gives all. Reads the whole file."""
         return self._places(f"WHERE jobs.realm IN {_LISTED}", (json.dumps(realm_keys),))
+
+    def kept_of(self, table: str, realm_keys: list[int]) -> Iterator[Kept]:
+        """The rows of a table of `KEPT` that belong to these realms, in the order of their keys. Reads all of it."""
+        # Not by the index: the rows would then have to be sorted, all of them before the first one is seen.
+        select = f"SELECT * FROM {table} NOT INDEXED WHERE realm IN {_LISTED} ORDER BY key"
+        make = KEPT[table]
+        try:
+            for row in self._database.execute(select, (json.dumps(realm_keys),)):
+                yield make(*row)
+        except sqlite3.Error as error:
+            raise StoreRefused(_refusal(self.path, error)) from error
 
     def remove_realms(self, realm_keys: list[int]) -> None:
         """Remove all rows of these realms, in one transaction. Reads the whole file."""
@@ -121,8 +174,8 @@ class SqliteStore:
             execute("BEGIN IMMEDIATE")
             execute(f"DELETE FROM places WHERE job IN {jobs}", keys)
             execute(f"DELETE FROM payloads WHERE key IN {jobs}", keys)
-            execute(f"DELETE FROM jobs WHERE realm IN {_LISTED}", keys)
-            execute(f"DELETE FROM queues WHERE realm IN {_LISTED}", keys)
+            for table in ("jobs", "queues", *KEPT):
+                execute(f"DELETE FROM {table} WHERE realm IN {_LISTED}", keys)
             execute(f"DELETE FROM realms WHERE key IN {_LISTED}", keys)
             execute("COMMIT")
         except sqlite3.Error as error:
@@ -131,7 +184,7 @@ class SqliteStore:
     def _places(self, where: str = "", values: tuple[str, ...] = ()) -> Iterator[Stored]:
         """Streams, as plain tuples: at a start a million rows pass here, and naming their fields costs a second."""
         select = (
-            "SELECT places.key, places.queue, places.at, places.leased_at, places.lease, jobs.* FROM places"
+            f"SELECT {_PLACE_COLUMNS}, jobs.* FROM places"
             f" JOIN jobs ON jobs.key = places.job {where} ORDER BY places.key"
         )
         try:
@@ -180,14 +233,45 @@ class SqliteStore:
 
     def payload(self, job_key: int) -> bytes:
         """The large data of a job."""
+        rows = self._read("SELECT data FROM payloads WHERE key = ?", job_key)
+        if not rows:
+            raise StoreFailed(f"{self.path}: the data of job row {job_key} is missing")
+        data: bytes = rows[0][0]
+        return data
+
+    def failure(self, place_key: int) -> FailureRow | None:
+        """How the last failed hand-out of a place ended."""
+        rows = self._read("SELECT * FROM failures WHERE key = ?", place_key)
+        return FailureRow(*rows[0]) if rows else None
+
+    def results(self, realm_key: int, after_key: int, limit: int) -> list[ResultRow]:
+        """The realm's oldest results whose keys are above `after_key`, in the order of their keys."""
+        select = "SELECT * FROM results WHERE realm = ? AND key > ? ORDER BY key LIMIT ?"
+        return [ResultRow(*row) for row in self._read(select, realm_key, after_key, limit)]
+
+    def result_of(self, realm_key: int, job_id: str) -> ResultRow | None:
+        """The latest result of this job id."""
+        select = "SELECT * FROM results WHERE realm = ? AND job_id = ? ORDER BY key DESC LIMIT 1"
+        rows = self._read(select, realm_key, job_id)
+        return ResultRow(*rows[0]) if rows else None
+
+    def reply(self, key: int) -> bytes | None:
+        """The body of a reply."""
+        rows = self._read("SELECT body FROM replies WHERE key = ?", key)
+        return rows[0][0] if rows else None
+
+    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> list[Kept]:
+        """The realm's first rows of a table of `KEPT` whose keys are above `after_key`, in the order of their keys."""
+        select = f"SELECT * FROM {table} WHERE realm = ? AND key > ? ORDER BY key LIMIT ?"
+        make = KEPT[table]
+        return [make(*row) for row in self._read(select, realm_key, after_key, limit)]
+
+    def _read(self, select: str, *values: int | str) -> list[Any]:
+        """What is asked while the shard serves. Raises StoreFailed."""
         try:
-            row = self._database.execute("SELECT data FROM payloads WHERE key = ?", (job_key,)).fetchone()
+            return self._database.execute(select, values).fetchall()
         except sqlite3.Error as error:
             raise StoreFailed(f"{self.path}: {error}") from error
-        if row is None:
-            raise StoreFailed(f"{self.path}: the data of job row {job_key} is missing")
-        data: bytes = row[0]
-        return data
 
     def close(self) -> None:
         """Move the log into the database and let go of the file."""

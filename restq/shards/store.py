@@ -1,4 +1,4 @@
-"""The seam between a shard and what keeps its truth: load all, commit one group, read one payload.
+"""The seam between a shard and what keeps its truth: load all, commit one group, read what memory does not hold.
 
 Two stand behind it: `sqlite_store` for users, `memory_store` for tests; both pass the same contract. A store
 on a replicated engine would be a third: so a group is a set of small records that gives the same state wherever
@@ -11,7 +11,19 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from restq.errors import RestqError
-from restq.shards.changes import Changes, QueueRow, RealmRow, Stored
+from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ReplyRow, ResultRow, Stored, TagRow
+
+# A reply without its body: its key, its realm's key, name, digest and instant as in ReplyRow, the length of its body.
+ReplyNote = tuple[int, int, str, str, float, int]
+
+# The tables whose rows belong to a realm and to no queue or job of it that memory holds. A move carries them along.
+Kept = FailureRow | ReplyRow | ResultRow | TagRow
+KEPT: dict[str, type[FailureRow] | type[ReplyRow] | type[ResultRow] | type[TagRow]] = {
+    "failures": FailureRow,
+    "replies": ReplyRow,
+    "results": ResultRow,
+    "tags": TagRow,
+}
 
 
 class StoreFailed(RestqError, OSError):
@@ -39,11 +51,14 @@ class Mark(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """All that a store holds. `places` streams: read it once, before anything else is asked of the store."""
+    """What a shard holds in memory. `places` streams: read it once, before anything else is asked of the store."""
 
     mark: Mark
     realms: list[RealmRow]
     queues: list[QueueRow]
+    tags: list[TagRow]
+    replies: list[ReplyNote]  # in the order of their keys
+    result_counts: dict[int, int]  # by the key of the realm; a realm without results is not named
     moved: dict[str, int]
     places: Iterable[Stored]  # in the order of their keys
 
@@ -52,7 +67,7 @@ class Store(Protocol):
     """What a shard asks of its store."""
 
     def load(self) -> Loaded:
-        """All that was committed."""
+        """All that was committed, but for what the other methods read."""
 
     async def commit(self, changes: Changes, mark: Mark) -> None:
         """Keep the group, whole or not at all; when this returns it survives a power cut.
@@ -63,6 +78,24 @@ class Store(Protocol):
 
     def payload(self, job_key: int) -> bytes:
         """The large data of a job."""
+
+    def failure(self, place_key: int) -> FailureRow | None:
+        """How the last failed hand-out of a place ended."""
+
+    def results(self, realm_key: int, after_key: int, limit: int) -> list[ResultRow]:
+        """The realm's oldest results whose keys are above `after_key`, in the order of their keys."""
+
+    def result_of(self, realm_key: int, job_id: str) -> ResultRow | None:
+        """The latest result of this job id."""
+
+    def reply(self, key: int) -> bytes | None:
+        """The body of a reply."""
+
+    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> list[Kept]:
+        """The realm's first rows of a table of `KEPT` whose keys are above `after_key`, in the order of their keys.
+
+        It may read the whole table: for a realm that moves, not for a request.
+        """
 
     def close(self) -> None:
         """Let go of the file."""

@@ -1,41 +1,97 @@
-"""The tag index: which jobs carry a tag. A tag exists while a job carries it."""
+"""The tag index: which jobs carry a tag, in which states they are, and what is held up by a tag.
+
+A tag exists while a job carries it. What is configured for it stays without it.
+"""
 
 from __future__ import annotations
 
 import json
 
-from restq.shards.queue import Job
+from restq.shards.gates import After, Gate, Limit
+from restq.shards.job import Job
 
 SETS_MAX = 1024
 
 
-class TagIndex(dict[str, set[Job]]):
-    """From each tag to the jobs that carry it; a set is never empty."""
+class Tag:
+    """The jobs that carry a tag, never none, and how many of their places are in each state."""
 
-    __slots__ = ("_sets",)
+    __slots__ = ("counts", "jobs")
+
+    def __init__(self) -> None:
+        self.jobs: set[Job] = set()
+        self.counts = [0, 0, 0, 0]
+
+
+class TagIndex(dict[str, Tag]):
+    """From each tag that is carried to what is known of it."""
+
+    __slots__ = ("_after", "_sets", "limits", "vanished", "watched")
 
     def __init__(self) -> None:
         super().__init__()
+        self.limits: dict[str, Limit] = {}
+        self.watched: set[str] = set()  # somebody waits until these are gone
+        self.vanished: list[str] = []  # of those, what went
+        self._after: dict[str, dict[int, After]] = {}  # by tag, then by `own`
         # Equal sets of tags, once as a tuple and once as JSON: a batch of a million jobs needs one, not a million.
         self._sets: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
 
     def carry(self, tag: str, job: Job) -> None:
         """The job carries the tag from now on."""
-        carriers = self.get(tag)
-        if carriers is None:
-            self[tag] = {job}
-        else:
-            carriers.add(job)
+        found = self.get(tag)
+        if found is None:
+            found = self[tag] = Tag()
+        found.jobs.add(job)
+        if tag in self._after:
+            self._turn(tag)
 
     def drop(self, job: Job) -> None:
         """The job carries nothing any more."""
         for tag in job.tags:
-            carriers = self.get(tag)
-            if carriers is None:
-                continue  # the removal of all that carry it is under way
-            carriers.discard(job)
-            if not carriers:
+            found = self[tag]
+            found.jobs.discard(job)
+            if not found.jobs:
                 del self[tag]
+                if tag in self.watched:
+                    self.vanished.append(tag)
+            if tag in self._after:
+                self._turn(tag)
+
+    def _turn(self, tag: str) -> None:
+        carried = self.get(tag)
+        count = 0 if carried is None else len(carried.jobs)
+        for gate in self._after[tag].values():
+            gate.turn(count > gate.own)
+
+    def gates_of(self, job: Job) -> tuple[Gate, ...]:
+        """What holds up the job: the limits of its tags, and the tags that it comes after."""
+        if not self.limits and not job.terms.after:
+            return ()
+        limits: list[Gate] = [self.limits[tag] for tag in job.tags if tag in self.limits]
+        after = [self._gate(tag, 1 if tag in job.tags else 0) for tag in job.terms.after]
+        return (*limits, *after)
+
+    def _gate(self, tag: str, own: int) -> After:
+        gates = self._after.setdefault(tag, {})
+        if own not in gates:
+            gates[own] = After(tag, own)
+            self._turn(tag)
+        return gates[own]
+
+    def set_gates(self, job: Job, gates: tuple[Gate, ...]) -> None:
+        """Have the job behind these; a dependency that no job is behind any more is forgotten."""
+        before, job.gates = job.gates, gates
+        for gate in gates:
+            if isinstance(gate, After):
+                gate.job_count += 1
+        for gate in before:
+            if isinstance(gate, After):
+                gate.job_count -= 1
+                if not gate.job_count:
+                    del self._after[gate.tag][gate.own]
+                    if not self._after[gate.tag]:
+                        del self._after[gate.tag]
 
     def shared(self, tags: tuple[str, ...]) -> tuple[str, ...]:
         """The one tuple that all jobs with these tags share."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import sys
 import time
@@ -23,11 +24,13 @@ from restq.loop import run
 from restq.pipe import Pipe
 from restq.placement import Placement
 from restq.web.app import App
+from restq.web.exchange import Exchanges
 
 IDLE_SECONDS = 60.0  # an idle connection is closed; also the time that headers may take
 BODY_SECONDS = 30.0
 HEADER_BYTES_MAX = 32 << 10  # a job id of 8 KiB, percent-encoded, fits
-CONNECTIONS_MAX = 10_000
+CONNECTIONS_MAX = 30_000  # if the system lets this process have so many files: 10,000 may wait, and others go on
+FILES_SPARE_COUNT = 64  # beside connections: pipes, logs, what the loop itself needs
 DRAIN_SECONDS = 3.0
 CLOSE_SECONDS = 0.5
 FLUSH_SECONDS = 0.01  # between two looks at what is still to be sent
@@ -38,10 +41,12 @@ log = logging.getLogger("restq.web")
 class Server(HTTPServer):
     """Tornado's server with a limit on connections, and without waiting for more data before an answer leaves."""
 
+    connections_max = CONNECTIONS_MAX
+
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """From Tornado: a connection."""
-        if len(self._connections) >= CONNECTIONS_MAX:
-            log.warning("there are %d connections; one more is refused", CONNECTIONS_MAX)
+        if len(self._connections) >= self.connections_max:
+            log.warning("there are %d connections; one more is refused", self.connections_max)
             stream.close()
             return
         stream.set_nodelay(True)
@@ -78,13 +83,14 @@ async def serve(settings: dict[str, Any]) -> None:
         return
     app = App(pipes, Placement(len(pipes), settings["elsewhere"]), settings["body_bytes_max"], settings["debug"])
     server = Server(
-        app,
+        Exchanges(app),
         idle_connection_timeout=IDLE_SECONDS,
         body_timeout=BODY_SECONDS,
         max_header_size=HEADER_BYTES_MAX,
         max_body_size=settings["body_bytes_max"],
         max_buffer_size=settings["body_bytes_max"] + (1 << 20),
     )
+    server.connections_max = min(CONNECTIONS_MAX, allow_files() - FILES_SPARE_COUNT)
     server.add_socket(socket.socket(fileno=settings["listen_fd"]))
     child.say_ready()
     await stopping.wait()
@@ -100,6 +106,17 @@ async def serve(settings: dict[str, Any]) -> None:
 async def _connect(pipes: list[Pipe]) -> None:
     for pipe in pipes:
         await pipe.connected()
+
+
+def allow_files() -> int:
+    """Have this process open as many files as the system lets it; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS_MAX + FILES_SPARE_COUNT if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # some systems refuse what they say that they allow
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return CONNECTIONS_MAX + FILES_SPARE_COUNT if soft == resource.RLIM_INFINITY else soft
 
 
 def main() -> int:

@@ -6,18 +6,26 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from restq.errors import BodyMalformed, MethodNotAllowed, RouteNotFound
+from restq.errors import BodyMalformed, FieldInvalid, MethodNotAllowed, RouteNotFound
 
 
 class Route(NamedTuple):
     """An operation, and the names of the query fields that follow the path's ids as its parameters.
 
-    `leases`: its reply gives leases, which are undone if the client is gone by then.
+    `leases`: its reply gives leases, which are undone if the client is gone by then. `waits`: its answer may take its
+    time, and can be had at once. `strict`: query fields that it does not know are refused.
     """
 
     operation: str
     query: tuple[str, ...] = ()
     leases: bool = False
+    waits: bool = False
+    strict: bool = False
+
+
+def _new(operation: str, *query: str, leases: bool = False, waits: bool = False) -> Route:
+    """A route that 2013 did not have: a slip in its query is noticed."""
+    return Route(operation, query, leases, waits, strict=True)
 
 
 # A `*` stands for one percent-encoded id; where the first segment is one, it is the realm's name.
@@ -29,21 +37,40 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/performance/shards": {"GET": Route("get_shards")},
     "/metrics": {"GET": Route("get_metrics")},
     "/job": {"GET": Route("pull_everywhere_2013", ("count", "realms", "max-queue"))},
-    "/pull": {"POST": Route("pull_everywhere")},
+    "/pull": {"POST": Route("pull_everywhere", waits=True)},
     "/jobs": {"POST": Route("bulk_add"), "DELETE": Route("bulk_remove")},
     "/*/": {"DELETE": Route("delete_realm")},
     "/*/status": {"GET": Route("get_status")},
-    "/*/config": {"POST": Route("configure")},
+    "/*/config": {"POST": Route("configure"), "GET": _new("get_config"), "PUT": _new("put_config")},
     "/*/shard": {"PUT": Route("pin_realm"), "DELETE": Route("unpin_realm")},
     "/*/job": {"GET": Route("pull_2013", ("count", "max-queue"), leases=True)},
-    "/*/pull": {"POST": Route("pull", leases=True)},
-    "/*/jobs": {"POST": Route("add_jobs"), "DELETE": Route("remove_jobs")},
+    "/*/pull": {"POST": Route("pull", leases=True, waits=True)},
+    "/*/ack": {"POST": _new("ack")},
+    "/*/nack": {"POST": _new("nack")},
+    "/*/release": {"POST": _new("release")},
+    "/*/extend": {"POST": _new("extend")},
+    "/*/exchange": {"POST": _new("exchange", leases=True)},
+    "/*/redrive": {"POST": _new("redrive")},
+    "/*/jobs": {
+        "POST": Route("add_jobs"),
+        "DELETE": Route("remove_jobs"),
+        "GET": _new("list_jobs", "state", "queue", "tag", "prefix", "limit", "cursor", "data"),
+    },
     "/*/job/*": {"PUT": Route("add_job"), "GET": Route("get_job"), "DELETE": Route("remove_job")},
     "/*/job/*/move": {"POST": Route("move_job")},
+    "/*/job/*/cancel": {"POST": _new("cancel_job")},
+    "/*/job/*/explain": {"GET": _new("explain_job")},
     "/*/job/*/from_q/*/to_q/*": {"GET": Route("move_job_2013")},
     "/*/tag/*": {"GET": Route("get_tagged_jobs"), "DELETE": Route("remove_tagged_jobs")},
     "/*/tag/*/status": {"GET": Route("get_tag_status")},
+    "/*/queues": {"GET": _new("get_queues")},
+    "/*/queues/*": {"GET": _new("get_queue"), "PUT": _new("configure_queue")},
     "/*/queues/*/clear": {"POST": Route("clear_queue"), "GET": Route("clear_queue_2013")},
+    "/*/tags": {"GET": _new("get_tags", "prefix", "limit", "cursor")},
+    "/*/tags/*": {"GET": _new("get_tag", "wait", waits=True), "PUT": _new("configure_tag")},
+    "/*/tags/*/redrive": {"POST": _new("redrive_tagged_jobs")},
+    "/*/tags/*/move": {"POST": _new("move_tagged_jobs")},
+    "/*/tags/*/cancel": {"POST": _new("cancel_tagged_jobs")},
 }
 
 
@@ -54,26 +81,36 @@ class Match(NamedTuple):
     ids: list[str]
     query: list[str | None]
 
+    @property
+    def path(self) -> str:
+        """What the path means: the same for all ways to encode it."""
+        return "\0".join((self.route.operation, *self.ids))
+
 
 _Pattern = tuple[tuple[str, ...], dict[str, Route]]
 
 
-def _by_length() -> dict[int, list[_Pattern]]:
-    table: dict[int, list[_Pattern]] = {}
+def _key(segments: Sequence[str]) -> tuple[int, str]:
+    """Under what a path is looked up: its length, and its second segment, which is a literal in every pattern."""
+    return len(segments), segments[1] if len(segments) > 1 else ""
+
+
+def _by_key() -> dict[tuple[int, str], list[_Pattern]]:
+    table: dict[tuple[int, str], list[_Pattern]] = {}
     for path, methods in ROUTES.items():
         segments = tuple(path[1:].split("/"))
-        table.setdefault(len(segments), []).append((segments, methods))
+        table.setdefault(_key(segments), []).append((segments, methods))
     return table
 
 
-_PATTERNS = _by_length()
+_PATTERNS = _by_key()
 
 
 def match(method: str, target: str) -> Match:
     """Find the route of a request. Raises RouteNotFound, MethodNotAllowed, or BodyMalformed for bad encoding."""
     path, _, query_text = target.partition("?")
     segments = path[1:].split("/")
-    for pattern, methods in _PATTERNS.get(len(segments), ()):
+    for pattern, methods in _PATTERNS.get(_key(segments), ()):
         if not path.startswith("/") or not _fits(pattern, segments):
             continue
         route = methods.get(method)
@@ -81,9 +118,9 @@ def match(method: str, target: str) -> Match:
             allowed = ", ".join(sorted(methods))
             raise MethodNotAllowed(f"{_shown(path)} does not take {ascii(method)[:20]}; it takes {allowed}", allowed)
         ids = [_decode(segment) for literal, segment in zip(pattern, segments, strict=True) if literal == "*"]
-        if not route.query:
+        if not route.query and not (route.strict and query_text):
             return Match(route, ids, [])
-        fields = dict(parse_qsl(query_text, keep_blank_values=True))
+        fields = _fields(route, query_text)
         return Match(route, ids, [fields.get(name) for name in route.query])
     raise RouteNotFound(f"there is nothing at {_shown(path)}: see the HTTP table in the README")
 
@@ -91,6 +128,24 @@ def match(method: str, target: str) -> Match:
 def _fits(pattern: Sequence[str], segments: Sequence[str]) -> bool:
     pairs = zip(pattern, segments, strict=True)
     return all(literal == segment or (literal == "*" and segment) for literal, segment in pairs)
+
+
+def _fields(route: Route, query_text: str) -> dict[str, str]:
+    """The fields of a query. Raises FieldInvalid where a strict route knows one of them not, or twice."""
+    if not route.strict:
+        return dict(parse_qsl(query_text, keep_blank_values=True))
+    fields: dict[str, str] = {}
+    try:
+        for name, value in parse_qsl(query_text, keep_blank_values=True, errors="strict"):
+            if name not in route.query:
+                field = name if name.isprintable() else ascii(name)
+                raise FieldInvalid(f"{field}: there is no such field in this query", field)
+            if name in fields:
+                raise FieldInvalid(f"{name}: is given twice", name)
+            fields[name] = value
+    except UnicodeDecodeError:
+        raise BodyMalformed(f"the query is not percent-encoded UTF-8: {_shown(query_text)}") from None
+    return fields
 
 
 def _decode(segment: str) -> str:

@@ -1,0 +1,81 @@
+"""The client of a server for asyncio: its realms, and what spans several of them. The twin of `restq.client.realms`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from restq.aio.connection import Closing, Connection, Requester, sent
+from restq.aio.job import Job
+from restq.aio.realm import Realm
+from restq.client.realms_calls import RealmsCalls
+from restq.config import Config
+from restq.errors import RealmNameInvalid
+
+
+class _Calls(RealmsCalls[Job]):
+    """The calls of a server whose jobs are those of this client."""
+
+
+class Realms(Closing):
+    """The realms of a restq server: `realms.test` and `realms["test"]` are the client of the realm `test`.
+
+    Any name gives a client, and none makes a call; `async for name in realms` asks the server which realms live.
+    Where a realm has the name of a method, say `pull`, write `realms["pull"]`. Without `uri` the server is the
+    configured one; `requester` is anything with requests' verbs as coroutines.
+    """
+
+    def __init__(
+        self, uri: str | None = None, requester: Requester | None = None, *, config: Config | None = None
+    ) -> None:
+        """`config` is used in place of the configured files and environment."""
+        self._connection = Connection(uri, requester, config)
+        self._calls = _Calls(self._connection, self._leased_job)
+        self._realms: dict[str, Realm] = {}
+
+    def __getitem__(self, name: str) -> Realm:
+        """The client of the realm of that name, the same one each time. RealmNameInvalid where none can have it."""
+        if name not in self._realms:
+            self._realms[name] = Realm(name, connection=self._connection)
+        return self._realms[name]
+
+    def __getattr__(self, name: str) -> Realm:
+        # Names with an underscore are what Python and IPython look for on any object.
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        try:
+            return self[name]
+        except RealmNameInvalid as error:
+            raise AttributeError(str(error)) from error
+
+    __iter__ = None  # who lives is the server's to say: `async for`
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        for name in await self._connection.send(self._calls.list_realms()):
+            yield name
+
+    @property
+    def requester(self) -> Requester:
+        """What sends the requests: the one that was given, else a `restq.aio.session.Session`."""
+        return self._connection.requester
+
+    pull = sent(_Calls.pull)
+    pull_jobs = sent(_Calls.pull_jobs)
+    bulk_add = sent(_Calls.bulk_add)
+
+    async def bulk_flush(self) -> None:
+        """Send what any of its realms buffered. One that fails keeps no other from being sent; then it raises."""
+        failures: list[Exception] = []
+        for realm in list(self._realms.values()):
+            try:
+                await realm.bulk_flush()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    bulk_remove = sent(_Calls.bulk_remove)
+    shards = sent(_Calls.shards)
+
+    def _leased_job(self, reply: Mapping[str, Any], lease_time: float | None) -> Job:
+        return self[reply["realm"]]._leased_job(reply, lease_time)

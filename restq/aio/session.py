@@ -1,0 +1,94 @@
+"""The requests of a client for asyncio, over aiohttp. Loaded when it is first needed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+
+class Reply:
+    """What came back: the status, and the body as JSON once it is asked for."""
+
+    def __init__(self, status_code: int, content: bytes) -> None:
+        self.status_code = status_code
+        self.content = content
+
+    def json(self) -> Any:
+        """The decoded body; ValueError where it is not JSON."""
+        return json.loads(self.content)
+
+
+class NotSent(OSError, ValueError):
+    """The address is none: nothing was sent. Both, as requests has it."""
+
+
+class Session:
+    """requests' verbs as coroutines. Repeats nothing and follows no redirect, as `restq.client.session` says why.
+
+    `Session(client)` sends through an aiohttp.ClientSession of yours, with its proxies and certificates, and leaves it
+    open; that one sends what is no POST once more where an old connection was cut. Without one it makes its own.
+    """
+
+    def __init__(self, client: aiohttp.ClientSession | None = None) -> None:
+        self._given = client
+        self._owned: aiohttp.ClientSession | None = None
+
+    async def get(self, url: str, *args: Any, **options: Any) -> Reply:
+        """Send a GET."""
+        return await self._send("GET", url, **options)
+
+    async def put(self, url: str, *args: Any, **options: Any) -> Reply:
+        """Send a PUT."""
+        return await self._send("PUT", url, **options)
+
+    async def post(self, url: str, *args: Any, **options: Any) -> Reply:
+        """Send a POST."""
+        return await self._send("POST", url, **options)
+
+    async def delete(self, url: str, *args: Any, **options: Any) -> Reply:
+        """Send a DELETE."""
+        return await self._send("DELETE", url, **options)
+
+    async def close(self) -> None:
+        """Close what is our own. The next request would open another."""
+        client, self._owned = self._owned, None
+        if client is not None:
+            await client.close()
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        timeout: float,  # noqa: ASYNC109
+        data: bytes | None = None,
+    ) -> Reply:
+        # As requests counts: the time to connect, and then each wait for bytes.
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+        try:
+            # encoded: the path is as it is to be, %2F and %2E in it included.
+            async with self._client().request(
+                method, URL(url, encoded=True), headers=headers, timeout=limits, data=data, allow_redirects=False
+            ) as response:
+                return Reply(response.status, await response.read())
+        except OSError:  # refused, timed out, reset: as they are
+            raise
+        except ValueError as error:
+            raise NotSent(str(error)) from error
+        except aiohttp.ClientError as error:
+            raise ConnectionError(str(error) or type(error).__name__) from error
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._given is not None:
+            return self._given
+        if self._owned is None or self._owned.closed:
+            # limit=0: any number of long polls at a time.
+            self._owned = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=True)
+            # aiohttp would send a GET, a PUT and a DELETE once more after a cut connection, and since 3.11 has this
+            # switch, if no public one.
+            self._owned._retry_connection = False
+        return self._owned

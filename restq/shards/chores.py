@@ -1,0 +1,82 @@
+"""What a shard tidies up by and by: results and replies that were kept long enough, and what a realm left behind."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+from restq.shards.archive import Archive
+from restq.shards.changes import Changes
+from restq.shards.realm import Realm
+from restq.shards.replies import Replies
+
+INTERVAL_SECONDS = 5.0
+ROWS_MAX = 1_000  # that one turn tidies up
+
+
+class Chores:
+    """The chores of one shard; `next_at` is when there is to be done something again."""
+
+    def __init__(self, archive: Archive, changes: Changes, replies: Replies) -> None:
+        self.next_at = math.inf
+        self._archive = archive
+        self._changes = changes
+        self._replies = replies
+        self._orphaned: deque[int] = deque()  # keys of realms that are gone, whose results may be left
+
+    def orphan(self, realm_key: int, now: float) -> None:
+        """A realm is gone: its results go by and by."""
+        self._orphaned.append(realm_key)
+        self.next_at = now
+
+    def expect(self, now: float) -> None:
+        """Something is kept that will have to go."""
+        if self.next_at == math.inf:
+            self.next_at = now + INTERVAL_SECONDS
+
+    def do(self, realms: Iterable[Realm], now: float) -> None:
+        """Do what is due, as far as one turn goes."""
+        if now < self.next_at:
+            return
+        again = False
+        keeps = self._replies.count > 0
+        if self._replies.is_due(now):
+            self._replies.sweep(now, ROWS_MAX)
+            again = self._replies.is_due(now)
+        if self._orphaned:
+            again = self._drop_orphans() or again
+        for realm in realms:
+            if realm.result_count:
+                keeps = True
+                again = self.trim(realm, now) >= ROWS_MAX or again
+        self.next_at = now if again else now + INTERVAL_SECONDS if keeps else math.inf
+
+    def _drop_orphans(self) -> bool:
+        key = self._orphaned[0]
+        rows = self._archive.results(key, 0, ROWS_MAX)
+        for row in rows:
+            self._changes.results[row.key] = None
+        if len(rows) < ROWS_MAX:
+            self._orphaned.popleft()
+        return bool(self._orphaned)
+
+    def trim(self, realm: Realm, now: float) -> int:
+        """Drop results that are too old or too many, the oldest first; returns how many it dropped."""
+        settings = realm.settings
+        excess = realm.result_count - settings.keep_count if settings.keep_count else 0
+        excess = excess if settings.keeps_results else realm.result_count
+        oldest_at = now - settings.keep_seconds if settings.keep_seconds else -math.inf
+        dropped = 0
+        for row in self._archive.results(realm.key, 0, ROWS_MAX):
+            if dropped >= excess and row.at >= oldest_at:
+                break
+            self._changes.results[row.key] = None
+            dropped += 1
+        realm.result_count -= dropped
+        return dropped
+
+    def has_excess(self, realm: Realm) -> bool:
+        """Whether a realm keeps more results than it is to."""
+        settings = realm.settings
+        return realm.result_count > settings.keep_count > 0

@@ -1,0 +1,214 @@
+"""The operations on leases: pull, and what its holder does with one: ack, nack, release, extend, exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from restq import bodies, names
+from restq.errors import FieldInvalid
+from restq.shards import adding, data, finishing, leasing
+from restq.shards.commands.batches import in_slices
+from restq.shards.commands.call import NOTHING, Call, Done, Outcome, Wait, encode
+from restq.shards.finishing import lease_id
+from restq.shards.job import Place
+from restq.shards.leasing import Wanted
+from restq.shards.new_jobs import new_jobs, seconds, sorted_tags
+from restq.shards.realm import Realm
+
+ERROR_BYTES_MAX = 4 << 10  # of an error's text its last so many bytes are kept
+OUTPUT_BYTES_MAX = 64 << 10  # and of an output's
+RESULT_BYTES_MAX = 64 << 10  # a result is kept whole, or refused
+EXIT_CODE_MAX = 2**32 - 1
+RESULTS_BYTES_MAX = 64 << 20  # of what one ack leaves to be kept
+
+_read_pull = bodies.reader(bodies.Pull)
+_read_ack = bodies.reader(bodies.Ack)
+_read_nack = bodies.reader(bodies.Nack)
+_read_release = bodies.reader(bodies.Release)
+_read_extend = bodies.reader(bodies.Extend)
+_read_exchange = bodies.reader(bodies.Exchange)
+
+
+class LeasedJob(msgspec.Struct, omit_defaults=True):
+    """A job as a pull by POST gives it."""
+
+    job_id: str
+    queue_id: names.QueueId
+    data: msgspec.Raw
+    tags: tuple[str, ...]
+    attempt: int
+    lease_id: str
+    lease_expires_at: float
+    realm: str | None = None
+
+
+def leased_job(realm: Realm, place: Place, call: Call, with_realm: bool = False) -> LeasedJob:
+    """What a pull by POST says of a job it leased."""
+    _, _, queue, job, history = place
+    proof = lease_id(realm, place)
+    realm_name = realm.name if with_realm else None
+    return LeasedJob(job.job_id, queue.queue_id, call.data(job), job.tags, history.attempt, proof, place.at, realm_name)
+
+
+def pull_2013(realm: Realm, call: Call) -> Done:
+    """GET /{realm}/job: an object of job ids."""
+    wanted = Wanted(bodies.count(call.params[0]), bodies.max_queue(call.params[1], "max-queue"))
+    places = leasing.pull(realm, wanted, call.now)
+    jobs = {place.job.job_id: (place.queue.queue_id, call.data(place.job)) for place in places}
+    return _leased(jobs, places)
+
+
+def pull(realm: Realm, call: Call) -> Outcome:
+    """POST /{realm}/pull."""
+    said = _read_pull(call.body or NOTHING)
+    wanted, wait = read_wanted(said), bodies.wait(said.wait)
+    done = _pull(realm, call, wanted)
+    if done.lease or not wait or not wanted.limit:
+        return done
+    return Wait(wait, wanted, lambda realm, call: _pulled(realm, call, wanted), lambda realm, call: done)
+
+
+def _pulled(realm: Realm, call: Call, wanted: Wanted) -> Done | None:
+    done = _pull(realm, call, wanted)
+    return done if done.lease else None
+
+
+def _pull(realm: Realm, call: Call, wanted: Wanted) -> Done:
+    places = leasing.pull(realm, wanted, call.now)
+    return _leased({"jobs": [leased_job(realm, place, call) for place in places]}, places)
+
+
+def _leased(reply: dict[str, Any], places: list[Place]) -> Done:
+    if not places:
+        return Done(encode(reply))
+    return Done(encode(reply), places[0].history.lease, max(place.at for place in places))
+
+
+def read_wanted(said: bodies.Pull, where: str = "") -> Wanted:
+    """What a pull asks for, checked."""
+    queues = (
+        None if said.queues is None else frozenset(names.queue_id(queue, f"{where}queues") for queue in said.queues)
+    )
+    return Wanted(
+        bodies.count(said.count),
+        bodies.max_queue(said.max_queue, f"{where}max_queue"),
+        queues,
+        None if said.tags is None else sorted_tags(said.tags, f"{where}tags"),
+        bodies.lease_time(said.lease_time, f"{where}lease_time"),
+        bodies.worker(said.worker),
+    )
+
+
+def undo_pull(realm: Realm, call: Call) -> Done:
+    """From the front end: the client was gone before the jobs of this pull reached it."""
+    lease, pairs, *_ = call.params
+    leasing.undo_pull(realm, lease, ((job_id, queue_id) for job_id, queue_id in pairs), call.now)
+    return Done(NOTHING)
+
+
+def ack(realm: Realm, call: Call) -> Outcome:
+    """POST /{realm}/ack."""
+    said = _read_ack(call.body)
+    leases, outcome = read_leases(said.leases), _outcome(said)
+    if not call.is_resumed:
+        finishing.check_ack(realm, leases, call.now)
+    return in_slices(realm, call, "ack", leases, lambda some: finishing.ack(realm, some, outcome, call.now))
+
+
+def _outcome(said: bodies.Ack, where: str = "") -> finishing.Outcome:
+    result = bytes(said.result)
+    if result:
+        data.check(result, f"{where}result")
+    if len(result) > RESULT_BYTES_MAX:
+        raise FieldInvalid(f"{where}result: has {len(result)} bytes, more than {RESULT_BYTES_MAX}", f"{where}result")
+    exit_code = _exit_code(said.exit_code, f"{where}exit_code")
+    output = None if said.output is None else tail(said.output, OUTPUT_BYTES_MAX)
+    if (len(result) + len(output or "")) * len(said.leases) > RESULTS_BYTES_MAX:
+        raise FieldInvalid(f"{where}leases: too many for results of this size: ack them in parts", f"{where}leases")
+    return finishing.Outcome(msgspec.Raw(result) if result else None, exit_code, output)
+
+
+def nack(realm: Realm, call: Call) -> Outcome:
+    """POST /{realm}/nack."""
+    said = _read_nack(call.body)
+    read_leases(said.leases)
+    do = _nacking(realm, said, call.now)
+    return in_slices(realm, call, "nack", said.leases, do)
+
+
+def _nacking(realm: Realm, said: bodies.Nack, now: float, where: str = "") -> Callable[[list[str]], dict[str, Any]]:
+    delay, error = seconds(said.delay, f"{where}delay"), tail(said.error or "", ERROR_BYTES_MAX)
+    exit_code = _exit_code(said.exit_code, f"{where}exit_code")
+    return lambda leases: finishing.nack(realm, leases, error, exit_code, delay, now)
+
+
+def release(realm: Realm, call: Call) -> Outcome:
+    """POST /{realm}/release."""
+    said = _read_release(call.body)
+    leases, delay = read_leases(said.leases), seconds(said.delay, "delay") or 0.0
+    return in_slices(realm, call, "release", leases, lambda some: finishing.release(realm, some, delay, call.now))
+
+
+def extend(realm: Realm, call: Call) -> Outcome:
+    """POST /{realm}/extend."""
+    said = _read_extend(call.body)
+    leases, lease_time = read_leases(said.leases), bodies.lease_time(said.lease_time)
+    return in_slices(realm, call, "extend", leases, lambda some: finishing.extend(realm, some, lease_time, call.now))
+
+
+def exchange(realm: Realm, call: Call) -> Done:
+    """POST /{realm}/exchange: everything is checked before anything is done."""
+    said = _read_exchange(call.body)
+    realm.advance(call.now)
+    if said.pull is not None and bodies.wait(said.pull.wait):
+        raise FieldInvalid("pull.wait: an exchange does not wait; pull without it, then pull again", "pull.wait")
+    wanted = None if said.pull is None else read_wanted(said.pull, "pull.")
+    jobs = new_jobs(said.add or [], call.now, where="add")
+    outcome = None if said.ack is None else _outcome(said.ack, "ack.")
+    nacking = None
+    if said.nack is not None:
+        read_leases(said.nack.leases, "nack.")
+        nacking = _nacking(realm, said.nack, call.now, "nack.")
+    if said.ack is not None:
+        finishing.check_ack(realm, read_leases(said.ack.leases, "ack."), call.now)
+    adding.check_add(realm, jobs, where="add", gone=_gone(realm, said.ack))
+    reply: dict[str, Any] = {}
+    if said.ack is not None and outcome is not None:
+        reply["ack"] = finishing.ack(realm, said.ack.leases, outcome, call.now)
+    if said.nack is not None and nacking is not None:
+        reply["nack"] = nacking(said.nack.leases)
+    if jobs:
+        realm.write()
+        adding.put(realm, jobs)
+    if wanted is None:
+        return Done(encode(reply))
+    places = leasing.pull(realm, wanted, call.now)
+    return _leased({**reply, "pull": {"jobs": [leased_job(realm, place, call) for place in places]}}, places)
+
+
+def _gone(realm: Realm, said: bodies.Ack | None) -> set[str]:
+    """The jobs that the ack will take out of their last queue."""
+    places = [finishing.leased_place(realm, proof) for proof in (said.leases if said is not None else ())]
+    return {place.job.job_id for place in places if place is not None and not place.job.others}
+
+
+def read_leases(leases: list[str], where: str = "") -> list[str]:
+    """The lease ids of a body, no more than one request takes."""
+    bodies.check_count(len(leases), f"{where}leases")
+    return leases
+
+
+def _exit_code(value: int | None, field: str) -> int | None:
+    """An exit code, as far as any system knows one."""
+    if value is not None and not -EXIT_CODE_MAX <= value <= EXIT_CODE_MAX:
+        raise FieldInvalid(f"{field}: must lie between -{EXIT_CODE_MAX} and {EXIT_CODE_MAX}", field)
+    return value
+
+
+def tail(text: str, bytes_max: int) -> str:
+    """The end of a text, in UTF-8 no longer than this."""
+    encoded = text.encode()
+    return text if len(encoded) <= bytes_max else encoded[-bytes_max:].decode(errors="ignore")

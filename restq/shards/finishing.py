@@ -1,0 +1,174 @@
+"""What the holder of a lease may do with it: ack, nack, release, extend. A lease is proven by its id.
+
+The id names the pull and the place, by numbers that are never used twice; a void one changes nothing and is returned as
+stale. A lease is void once it was ended, its job was removed, or the lease ran out *and* the job was handed out again:
+one that ran out, but whose job nobody took, still counts, as the work was done.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from restq.errors import LeaseStale
+from restq.shards import endings
+from restq.shards.changes import ResultRow
+from restq.shards.job import LEASED, MARK_CANCELLED, MARK_DEAD, MARK_NONE, Place
+
+if TYPE_CHECKING:
+    from restq.shards.realm import Realm
+
+_LEASE_ID = re.compile(r"([1-9][0-9]{0,18})-([1-9][0-9]{0,18})")
+_SHOWN_MAX = 3  # lease ids that a message names
+
+encode = msgspec.json.Encoder().encode
+
+
+class Outcome(NamedTuple):
+    """What an ack says of the work."""
+
+    result: msgspec.Raw | None = None
+    exit_code: int | None = None
+    output: str | None = None
+
+
+def lease_id(realm: Realm, place: Place) -> str:
+    """The proof of the lease of a place; the same after a restart, and after the realm moved to another shard."""
+    return f"{place.history.lease}-{place.key - realm.shift}"
+
+
+def leased_place(realm: Realm, proof: str) -> Place | None:
+    """The place whose lease this proves, if it is still in force."""
+    numbers = _LEASE_ID.fullmatch(proof)
+    if numbers is None:
+        return None
+    key = int(numbers[2]) + realm.shift
+    job = realm.leases.get(key)
+    place = None if job is None else job.place_of(key)
+    return place if place is not None and place.history.lease == int(numbers[1]) else None
+
+
+def check_ack(realm: Realm, leases: Sequence[str], now: float) -> None:
+    """Raise LeaseStale if there are leases to ack and all of them are void."""
+    realm.advance(now)
+    if leases and not any(leased_place(realm, proof) for proof in leases):
+        named = ", ".join(ascii(proof)[:60] for proof in leases[:_SHOWN_MAX])
+        more = f" and {len(leases) - _SHOWN_MAX} more" if len(leases) > _SHOWN_MAX else ""
+        raise LeaseStale(f"no lease is in force of {named}{more}: nothing was done", "leases")
+
+
+def ack(realm: Realm, leases: Sequence[str], outcome: Outcome, now: float) -> dict[str, Any]:
+    """The work is done: each job leaves the queue that it was leased out of, and is gone if it stood in no other."""
+    realm.advance(now)
+    acked, stale = [], []
+    for proof in leases:
+        place = leased_place(realm, proof)
+        if place is None:
+            stale.append(proof)
+            continue
+        if realm.settings.keeps_results:
+            _keep_result(realm, place, outcome)
+        realm.take_out(place)
+        acked.append(proof)
+    return {"acked": acked, "stale": stale}
+
+
+def _keep_result(realm: Realm, place: Place, outcome: Outcome) -> None:
+    job, history = place.job, place.history
+    said: dict[str, Any] = {
+        "job_id": job.job_id,
+        "queue_id": place.queue.queue_id,
+        "state": "done",
+        "tags": job.tags,
+        "attempt": history.attempt,
+        "leased_at": history.leased_at,
+        "done_at": realm.clock,
+        "worker": history.worker,
+    }
+    said.update({name: value for name, value in outcome._asdict().items() if value is not None})
+    key = realm.keys.take()
+    realm.changes.results[key] = ResultRow(key, realm.key, job.job_id, realm.clock, encode(said).decode())
+    realm.result_count += 1
+
+
+def nack(
+    realm: Realm, leases: Sequence[str], error: str, exit_code: int | None, delay: float | None, now: float
+) -> dict[str, Any]:
+    """The work failed: each job is handed out again after `delay` seconds, else after its backoff, or it is dead."""
+    realm.advance(now)
+    nacked, dead, stale = [], [], []
+    for proof in leases:
+        place = leased_place(realm, proof)
+        if place is None:
+            stale.append(proof)
+            continue
+        nacks = place.history.nacks + 1
+        expiries = place.history.expiries - (1 if place.history.mark == MARK_DEAD else 0)
+        leaves = place.history.mark == MARK_CANCELLED or endings.is_expired(realm, place.job)
+        endings.note_failure(realm, place, error, exit_code)
+        if not leaves and endings.is_worn_out(realm, place, nacks, expiries):
+            endings.die(realm, place, 1)
+            dead.append(proof)
+            continue
+        seconds = _backoff_seconds(realm, place, nacks) if delay is None else delay
+        endings.stand_again(realm, place, realm.clock + seconds, 1)
+        if leaves:
+            realm.changes.failures[place.key] = None
+        nacked.append(proof)
+    return {"nacked": nacked, "dead": dead, "stale": stale}
+
+
+def _backoff_seconds(realm: Realm, place: Place, nacks: int) -> float:
+    backoff = place.queue.settings.backoff or realm.settings.backoff
+    return 0.0 if backoff is None else backoff.delay(nacks, realm.chance())
+
+
+def release(realm: Realm, leases: Sequence[str], delay: float, now: float) -> dict[str, Any]:
+    """Nothing was done: each job is handed out again after `delay` seconds, and the attempt does not count."""
+    realm.advance(now)
+    released, stale = [], []
+    for proof in leases:
+        place = leased_place(realm, proof)
+        if place is None:
+            stale.append(proof)
+            continue
+        endings.stand_again(realm, place, realm.clock + delay)
+        released.append(proof)
+    return {"released": released, "stale": stale}
+
+
+def extend(realm: Realm, leases: Sequence[str], lease_time: float | None, now: float) -> dict[str, Any]:
+    """The work goes on: each lease holds for `lease_time` seconds from now, else for its queue's.
+
+    Those of jobs that were cancelled are not extended. One that ran out is stale where a limit has no room for it.
+    """
+    realm.advance(now)
+    extended: dict[str, float] = {}
+    stale, cancelled = [], []
+    for proof in leases:
+        place = leased_place(realm, proof)
+        if place is None or not _has_room(realm, place):
+            stale.append(proof)
+        elif place.history.mark == MARK_CANCELLED:
+            cancelled.append(proof)
+        else:
+            history = place.history
+            if history.mark == MARK_DEAD:  # of this very lease
+                history = history._replace(mark=MARK_NONE, expiries=history.expiries - 1)
+                realm.changes.failures[place.key] = None
+            seconds = place.queue.lease_time if lease_time is None else lease_time
+            extended[proof] = realm.replace(place, realm.clock + seconds, history).at
+    return {"extended": extended, "stale": stale, "cancelled": cancelled}
+
+
+def _has_room(realm: Realm, place: Place) -> bool:
+    """Whether a lease that ran out may come back under the limits of its job."""
+    if realm.state_of(place) == LEASED:
+        return True
+    return all(
+        limit.settings.max_leased is None or limit.leased_count < limit.settings.max_leased
+        for limit in realm.limits_of(place)
+    )

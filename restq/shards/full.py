@@ -1,0 +1,25 @@
+"""What a shard answers where the disk has no room for what it did."""
+
+from __future__ import annotations
+
+from restq.errors import StorageFull
+from restq.protocol import Reply
+from restq.shards.actor import Mail, refusal
+from restq.shards.commands import READING
+from restq.shards.shard import Shard
+
+
+def refuse(shard: Shard, outbox: list[tuple[Mail, Reply]], why: StorageFull) -> list[tuple[Mail, Reply]]:
+    """What to send instead of these replies, where the group could not be kept: reads are asked once more.
+
+    Who waits for a task is told, too: whether it began in this group, and is undone, or in an earlier one.
+    """
+    refused: list[tuple[Mail, Reply]] = []
+    for mail, _ in outbox:
+        if mail.operation in READING:
+            shard.receive(mail)
+        else:
+            refused.append((mail, refusal(mail, why)))
+    perhaps = StorageFull("there is no room left on the disk: if this had begun, it goes on once there is")
+    refused += [(mail, refusal(mail, perhaps)) for mail in (*shard.tasks.waiting(), *shard.moves.waiting())]
+    return refused

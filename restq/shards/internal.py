@@ -1,0 +1,60 @@
+"""The operations that concern no realm: what front ends ask of a shard for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from restq.protocol import Reply
+from restq.shards.actor import Elsewhere, Mail
+from restq.shards.commands import several
+from restq.shards.commands.call import NOTHING, Call, Done, Wait, encode
+
+if TYPE_CHECKING:
+    from restq.shards.shard import Shard
+
+
+def get_stats(shard: Shard, mail: Mail, call: Call) -> Reply:
+    """What the shard counted of its own work."""
+    counts = {realm.name: {"jobs": len(realm.jobs), "pinned": realm.pinned} for realm in shard.realms()}
+    return Reply(mail.request_id, 200, encode(shard.stats.report(shard.index, counts)))
+
+
+def recall(shard: Shard, mail: Mail, call: Call) -> Reply:
+    """The reply that a request on several realms got; 204 where it is new."""
+    kept = shard.replies.find(0, mail.once, call.now)
+    body = None if kept is None else shard.archive.reply(kept)
+    return Reply(mail.request_id, 204, b"") if body is None else Reply(mail.request_id, 200, body)
+
+
+def remember(shard: Shard, mail: Mail, call: Call) -> Reply:
+    """Keep the reply to a request on several realms."""
+    shard.replies.keep(0, mail.once, mail.body, call.now)
+    return Reply(mail.request_id, 200, NOTHING)
+
+
+def wait_ready(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
+    """Wait until a pull over several realms would find something; it leases nothing.
+
+    `params`: the last queue, queues, tags and realms that the pull asks for, each perhaps null, and how many seconds.
+    """
+    found = has_ready(shard, call)
+    if found is not None:
+        return found._replace(request_id=mail.request_id)
+    return Wait(call.params[4], encode(call.params[:4]), lambda realm, call: None, lambda realm, call: Done(NOTHING))
+
+
+def has_ready(shard: Shard, call: Call) -> Reply | None:
+    """The answer to `wait_ready` if there is one now."""
+    try:
+        return Reply(0, 200, NOTHING) if several.has_ready(shard.several(), call) else None
+    except Elsewhere as elsewhere:
+        return elsewhere.reply(0)
+
+
+INTERNAL_OPERATIONS: dict[str, Callable[[Shard, Mail, Call], Reply | Wait]] = {
+    "get_stats": get_stats,
+    "recall": recall,
+    "remember": remember,
+    "wait_ready": wait_ready,
+}

@@ -1,0 +1,98 @@
+"""Where realms live: pins, and moves to other shards and from them, as far as they concern the shard's own books.
+
+How the rows get to another shard stands in `moving`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from restq import bodies
+from restq.errors import RealmNotFound
+from restq.placement import home
+from restq.protocol import Reply
+from restq.shards.actor import Actor, Mail, no_mail
+from restq.shards.changes import Task
+from restq.shards.commands.call import NOTHING
+from restq.shards.realm import Realm
+
+if TYPE_CHECKING:
+    from restq.shards.shard import Shard
+
+
+class Moves:
+    """The moves of a shard's realms."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self.asked: list[tuple[Mail, int]] = []  # that the process is to carry out
+        self._movers: dict[str, Mail] = {}  # who waits for a move, by realm
+
+    def take(self) -> list[tuple[Mail, int]]:
+        """Hand over the moves that are to be carried out: on whose behalf, and to which shard."""
+        asked, self.asked = self.asked, []
+        return asked
+
+    def waiting(self) -> Iterable[Mail]:
+        """Who waits for a move."""
+        return self._movers.values()
+
+    def forget(self) -> None:
+        """Memory goes back to the store, which knows of those that began."""
+        self.asked.clear()
+        self._movers.clear()
+
+    def resume(self, actor: Actor, target: int) -> None:
+        """Go on with a move that began before a start."""
+        actor.held = True
+        self.asked.append((no_mail(actor.name), target))
+
+    def place(self, actor: Actor, mail: Mail) -> Reply | None:
+        """Pin the realm to a shard (`params[0]`: 1), or let it go home (0), and move it there if need be."""
+        pinned = bool(mail.params[0])
+        count = self._shard.placement.shard_count
+        target = bodies.shard(mail.body, count) if pinned else home(mail.realm, count)
+        realm = actor.realm
+        if realm is None:
+            raise RealmNotFound(f"realm {mail.realm!r} does not exist: it comes to be with its first job", "realm")
+        realm.set_pinned(pinned)
+        if target == self._shard.index:
+            return Reply(mail.request_id, 200, NOTHING)
+        realm.set_task(Task("move", target))
+        actor.held = True
+        self.asked.append((mail, target))
+        self._movers[mail.realm] = mail
+        return None
+
+    def held_realm(self, name: str) -> Realm:
+        """The realm that a move holds."""
+        realm = self._shard.actor(name).realm
+        assert realm is not None, "a realm on the move exists"
+        return realm
+
+    def depart(self, mail: Mail, target: int) -> None:
+        """The realm is whole in another shard: say so from now on, and remove what is left here."""
+        shard = self._shard
+        actor = shard.actor(mail.realm)
+        realm, actor.realm = actor.realm, None
+        assert realm is not None, "a realm on the move exists"
+        self.note(mail.realm, target)
+        self._movers.pop(mail.realm, None)
+        shard.waking.moved(mail.realm, target)
+        shard.tasks.discard(realm)
+        shard.answer(mail, Reply(mail.request_id, 200, NOTHING))
+        shard.release(actor)
+
+    def arrive(self, realm: Realm) -> None:
+        """A realm that came from another shard counts from now on."""
+        realm.epoch += 1
+        realm.set_task(None)
+        self.note(realm.name, self._shard.index)
+        self._shard.take_in(realm)
+
+    def note(self, name: str, shard: int) -> None:
+        """Say from now on where a realm lives."""
+        self._shard.placement.learn(name, shard)
+        # Also where that is its home: a process may have been started with a pin.
+        self._shard.changes.moved[name] = shard

@@ -1,0 +1,82 @@
+"""The sweeps under way in a shard: who is held by one, who waits for it, and whose step is next."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from restq.errors import RestqError
+from restq.shards.actor import Actor, Mail
+from restq.shards.changes import BATCH, Task
+from restq.shards.commands import REALM_OPERATIONS
+from restq.shards.commands.call import NOTHING, Call, Done, Work
+from restq.shards.realm import Realm
+from restq.shards.sweeps import Sweep
+
+if TYPE_CHECKING:
+    from restq.shards.shard import Shard
+
+STEP_COUNT = 1_000  # jobs in one step: some milliseconds
+
+
+class Tasks:
+    """The realms that a sweep holds, in the order in which their next steps are made."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self.actors: deque[Actor] = deque()
+
+    def begin(self, actor: Actor, work: Work, mail: Mail | None) -> None:
+        """Hold the realm until the work is done, and then answer."""
+        actor.held = True
+        actor.work = (work, mail)
+        self.actors.append(actor)
+
+    def resume(self, actor: Actor, realm: Realm, task: Task) -> None:
+        """Go on with what began before a start: nobody waits for it."""
+        if task.kind != BATCH:
+            self.begin(actor, Work(Sweep(realm, task), lambda: NOTHING), None)
+            return
+        operation, now = task.details
+        body = self._shard.archive.payload(int(task.target or 0))
+        call = Call([], body, float(now), self._shard.archive, is_resumed=True)
+        outcome = REALM_OPERATIONS[str(operation)](realm, call)
+        assert isinstance(outcome, Work), "what was done in slices once has as many again"
+        self.begin(actor, outcome, None)
+
+    def discard(self, realm: Realm) -> None:
+        """Remove a realm that lives elsewhere by now or never came to count. Its name is free at once."""
+        realm.pinned = False
+        realm.set_task(Task("arrive"))  # what is left of it after a crash must not count either
+        self.resume(Actor(realm.name, realm), realm, Task("delete"))
+
+    def step(self) -> None:
+        """Carry on the sweep whose turn it is, if there is one."""
+        if not self.actors:
+            return
+        shard = self._shard
+        actor = self.actors.popleft()
+        assert actor.work is not None, "who is held by a sweep has work"
+        work, mail = actor.work
+        done: Done | RestqError
+        try:
+            if not work.steps.step(STEP_COUNT):
+                self.actors.append(actor)
+                return
+            done = Done(work.reply())
+        except RestqError as error:  # a batch is refused, before anything of it is done
+            done = error
+        actor.work = None
+        realm = actor.realm
+        assert realm is not None, "a sweep is one of a realm"
+        if mail is not None:
+            shard.conclude(mail, done, realm)
+        if not realm.exists and realm.pinned:
+            shard.moves.note(actor.name, shard.index)  # though it is gone, its name stays with this shard
+        shard.settle(actor, realm)
+        shard.release(actor)
+
+    def waiting(self) -> list[Mail]:
+        """Who waits for a sweep."""
+        works = (actor.work for actor in self.actors)
+        return [work[1] for work in works if work is not None and work[1] is not None]

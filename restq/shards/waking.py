@@ -1,0 +1,154 @@
+"""Answering who waits: as soon as there is something for them, when their time is up, or when they leave."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable
+
+from restq.protocol import MOVED, Reply
+from restq.shards import leasing
+from restq.shards.actor import Mail, Sender
+from restq.shards.archive import Archive
+from restq.shards.commands.call import Call, Done, Wait
+from restq.shards.leasing import Wanted
+from restq.shards.realm import Realm
+from restq.shards.replies import Replies
+from restq.shards.waiting import Waiter, Waiters
+
+LEFT_MAX = 10_000  # requests that were left before they were served, and are remembered
+
+_ANY = Wanted()
+
+
+class Waking:
+    """The waiters of a shard. `answer` sends a reply, `realm_of` gives a realm, an empty one if there is none."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        replies: Replies,
+        answer: Callable[[Mail, Reply], None],
+        realm_of: Callable[[str], Realm],
+    ) -> None:
+        self._waiting = Waiters()
+        self._archive = archive
+        self._replies = replies
+        self._answer = answer
+        self._realm_of = realm_of
+        self._left: dict[tuple[int, int], None] = {}
+
+    def wait(self, mail: Mail, wait: Wait, now: float) -> None:
+        """Have a request wait. The same request once more, by its idempotency key, takes the place of the first."""
+        if (id(mail.sender), mail.request_id) in self._left:
+            self._answer(mail, self._ok(mail, wait.nothing(self._realm_of(mail.realm), self._call(mail, now)), now))
+            return
+        if mail.once:
+            for other in self._waiting.of_realm(mail.realm):
+                if other.mail.once == mail.once:
+                    self._give_up(other, now)
+        if wait.watch is not None:
+            self._realm_of(mail.realm).tags.watched.add(wait.watch)
+        self._waiting.add(mail, wait, now)
+
+    def happened(self, name: str, realm: Realm | None, now: float) -> None:
+        """Something happened to a realm: answer whom that gives something to, first come, first served."""
+        if not self._waiting.has(name):
+            return
+        if realm is None:  # it is gone, and all tags with it
+            for waiter in self._waiting.of_realm(name):
+                if waiter.wait.watch is not None:
+                    self._give_up(waiter, now)
+            return
+        for tag in realm.tags.vanished:
+            if tag not in realm.tags:
+                realm.tags.watched.discard(tag)
+                for waiter in self._waiting.watching(name, tag):
+                    self._give_up(waiter, now)
+        realm.tags.vanished.clear()
+        heads = self._waiting.heads(name)
+        if not heads or not leasing.has_ready(realm, _ANY):
+            return
+        while heads:
+            waiter = heads.pop(0)
+            done = waiter.wait.again(realm, self._call(waiter.mail, now))
+            if done is None:  # in vain for all of its group
+                continue
+            self._finish(waiter, done, now)
+            if (following := self._waiting.following(waiter)) is not None:
+                insort(heads, following, key=lambda head: head.order)
+
+    @property
+    def waits_for_several(self) -> bool:
+        """Whether anybody waits for jobs of several realms."""
+        return self._waiting.has("")
+
+    def several(self, has_ready: Callable[[Call], Reply | None], now: float) -> None:
+        """Answer those that wait for jobs of several realms, and have them ask for what there is."""
+        for head in self._waiting.heads(""):
+            found = has_ready(self._call(head.mail, now))
+            waiter: Waiter | None = head
+            while found is not None and waiter is not None:
+                self._waiting.remove(waiter)
+                self._answer(waiter.mail, found._replace(request_id=waiter.mail.request_id))
+                waiter = self._waiting.following(waiter)
+
+    def time_up(self, now: float) -> None:
+        """Answer those who waited as long as they wanted to."""
+        for waiter in self._waiting.due(now):
+            self._give_up(waiter, now)
+
+    def leave(self, sender: Sender, request_id: int, now: float) -> None:
+        """A front end does not want to wait for a request any longer, which may not even be served yet."""
+        waiter = self._waiting.of_request(sender, request_id)
+        if waiter is not None:
+            self._give_up(waiter, now)
+        elif len(self._left) < LEFT_MAX:
+            self._left[id(sender), request_id] = None
+
+    def served(self, mail: Mail) -> None:
+        """A request was answered: that it is left means nothing any more."""
+        if self._left:
+            self._left.pop((id(mail.sender), mail.request_id), None)
+
+    def gone(self, sender: Sender) -> None:
+        """A front end is gone: nobody waits for its requests."""
+        for waiter in self._waiting.of_sender(sender):
+            self._waiting.remove(waiter)
+        self._left = {left: None for left in self._left if left[0] != id(sender)}
+
+    def moved(self, name: str, shard: int) -> None:
+        """A realm lives elsewhere by now: wait there."""
+        for waiter in self._waiting.of_realm(name):
+            self._waiting.remove(waiter)
+            self._answer(waiter.mail, Reply(waiter.mail.request_id, MOVED, b"", shard))
+
+    def end(self, now: float) -> None:
+        """Answer all who wait, with what there is."""
+        for waiter in self._waiting.all():
+            self._give_up(waiter, now)
+
+    def take_mail(self) -> list[Mail]:
+        """Have nobody wait any more; returns their requests, to be served anew."""
+        waiters = self._waiting.all()
+        self._waiting = Waiters()
+        return [waiter.mail for waiter in waiters]
+
+    def next_deadline(self) -> float:
+        """When somebody's time is up next."""
+        return self._waiting.next_deadline()
+
+    def _call(self, mail: Mail, now: float) -> Call:
+        return Call(mail.params, mail.body, now, self._archive)
+
+    def _give_up(self, waiter: Waiter, now: float) -> None:
+        mail = waiter.mail
+        self._finish(waiter, waiter.wait.nothing(self._realm_of(mail.realm), self._call(mail, now)), now)
+
+    def _finish(self, waiter: Waiter, done: Done, now: float) -> None:
+        self._waiting.remove(waiter)
+        self._answer(waiter.mail, self._ok(waiter.mail, done, now))
+
+    def _ok(self, mail: Mail, done: Done, now: float) -> Reply:
+        if mail.once:
+            self._replies.note(self._realm_of(mail.realm).key, mail, done, now)
+        return Reply(mail.request_id, 200, done.body, done.lease)

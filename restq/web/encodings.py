@@ -1,0 +1,44 @@
+"""The two encodings of bodies: JSON, which shards read and write, and msgpack, which is turned into it and back."""
+
+from __future__ import annotations
+
+import json
+
+import msgpack
+
+from restq.errors import BodyMalformed, ContentTypeUnsupported
+
+JSON_TYPE = "application/json"
+MSGPACK_TYPE = "application/msgpack"
+# Types under which JSON arrives: what clients of 2013, curl and browsers send when nobody says otherwise.
+JSON_TYPES = frozenset(
+    {"", JSON_TYPE, "text/plain", "text/json", "application/x-www-form-urlencoded", "application/octet-stream"}
+)
+
+
+def json_of(body: bytes, content_type: str) -> bytes:
+    """The body of a request as JSON. Raises ContentTypeUnsupported, or BodyMalformed where msgpack can't be turned."""
+    content_type = content_type.partition(";")[0].strip().lower()
+    if content_type == MSGPACK_TYPE:
+        return _from_msgpack(body) if body else body
+    if body and content_type not in JSON_TYPES and not content_type.endswith("+json"):
+        raise ContentTypeUnsupported(
+            f"Content-Type: {ascii(content_type)[:80]} is not understood; send {JSON_TYPE} or {MSGPACK_TYPE}"
+        )
+    return body
+
+
+def msgpack_of(body: bytes) -> bytes:
+    """The msgpack of a reply's JSON."""
+    packed: bytes = msgpack.packb(json.loads(body))
+    return packed
+
+
+def _from_msgpack(body: bytes) -> bytes:
+    """The JSON of a msgpack body; refuses what JSON has no word for."""
+    try:
+        value = msgpack.unpackb(body, strict_map_key=True)
+        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        why = str(error) or "it is nested too deeply or not complete"
+        raise BodyMalformed(f"the body is not msgpack that JSON could say too: {why}") from None

@@ -1,0 +1,228 @@
+"""Pulls over several realms.
+
+Each shard is first asked for its candidates, which leases nothing; the best over all are picked, and then exactly
+those are leased: so a pull never leases a job that it does not return. One that waits asks the shards to tell it once
+they have something, and then pulls again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from restq import bodies, names
+from restq.errors import RestqError, ShardUnavailable
+from restq.names import QueueId
+from restq.protocol import MOVED, Reply
+from restq.web.calls import Call, Lease, Operation, Outcome
+from restq.web.shards import ATTEMPTS_MAX, RealmMoved, Shards
+
+ROUNDS_MAX = 4  # a pull asks again where others took its candidates meanwhile
+PAUSE_SECONDS = 0.05  # between two pulls of one that waits, where what a shard had for it was gone
+STARTING_SECONDS = 1.0  # a shard that is starting again is asked so much later
+
+log = logging.getLogger("restq.web")
+encode = msgspec.json.Encoder().encode
+
+
+class PullEverywhere(bodies.Pull, forbid_unknown_fields=True):
+    """Body of POST /pull."""
+
+    realms: list[str] | None = None
+
+
+class LeasedJob(msgspec.Struct):
+    """A job as a shard leased it for a pull over several realms."""
+
+    job_id: str
+    queue_id: int | str
+    data: msgspec.Raw
+    tags: list[str]
+    attempt: int
+    lease_id: str
+    lease_expires_at: float
+    realm: str
+
+
+class Wanted(NamedTuple):
+    """What a pull wants, checked; `realms`, `queues`, `tags` and `last` are None for all."""
+
+    job_count: int
+    last: QueueId | None
+    realms: list[str] | None
+    queues: list[QueueId] | None = None
+    tags: list[str] | None = None
+    lease_time: int | float | None = None
+    worker: str = ""
+
+
+class Pulled(NamedTuple):
+    """What a pull leased."""
+
+    jobs: list[LeasedJob]
+    leases: list[Lease]
+
+
+_read_pull = bodies.reader(PullEverywhere)
+_read_leased = msgspec.json.Decoder(list[LeasedJob | None]).decode
+
+
+class Pulls:
+    """The pulls over several realms."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self.operations: dict[str, Operation] = {"pull_everywhere_2013": self.pull_2013, "pull_everywhere": self.pull}
+
+    async def pull_2013(self, call: Call) -> Outcome:
+        """GET /job: the pull of 2013."""
+        count, realms_text, last = call.query
+        realms = None if realms_text is None else [name for name in realms_text.split(",") if name]
+        wanted = Wanted(bodies.count(count), bodies.max_queue(last, "max-queue"), _realm_names(realms))
+        jobs, leases = await self._pull(wanted)
+        return Outcome(encode({job.job_id: (job.realm, job.queue_id, job.data) for job in jobs}), leases)
+
+    async def pull(self, call: Call) -> Outcome:
+        """POST /pull."""
+        body = _read_pull(call.body or b"{}")
+        wanted = _wanted(body)
+        ends_at = asyncio.get_running_loop().time() + (bodies.wait(body.wait) if wanted.job_count else 0)
+        jobs, leases = await self._pull(wanted)
+        while not jobs and await self._ready(wanted, ends_at, call.left):
+            jobs, leases = await self._pull(wanted)
+            if not jobs:
+                await _wait([call.left], PAUSE_SECONDS)
+        return Outcome(encode({"jobs": jobs}), leases, is_kept=bool(jobs))  # one in vain did nothing: it is tried anew
+
+    async def _pull(self, wanted: Wanted) -> Pulled:
+        pulled: dict[str, LeasedJob] = {}
+        leases: list[Lease] = []
+        for _ in range(ROUNDS_MAX):
+            count = wanted.job_count - len(pulled)
+            try:
+                found = await self._peek(wanted)
+            except RestqError:
+                if pulled:
+                    break  # what was leased in an earlier round is not lost with this one
+                raise
+            best = [candidate for candidate in found if candidate[2] not in pulled][:count]
+            if not best or count < 1:
+                break
+            lost = False
+            leased = await self._lease(best, wanted)
+            for candidate, (job, number) in zip(best, leased, strict=True):
+                if job is None:
+                    lost = True
+                    continue
+                pulled[candidate[2]] = job
+                leases.append(Lease(job.realm, number, [(job.job_id, job.queue_id)]))
+            if not lost:
+                break
+        return Pulled(list(pulled.values()), leases)
+
+    def _groups(self, wanted: Wanted) -> dict[int, list[str] | None]:
+        """The shards to ask, and about which of their realms: all over which this goes, or None for all they hold.
+
+        A pull over all realms goes without those whose shard is starting again.
+        """
+        if wanted.realms is None:
+            return dict.fromkeys(self._shards.connected())
+        return dict(self._shards.split(wanted.realms, wanted.realms))
+
+    async def _peek(self, wanted: Wanted) -> list[list[Any]]:
+        """Candidates over all the realms, best first, each job id once: [at, realm, job id, queue id]."""
+        for _ in range(ATTEMPTS_MAX + len(wanted.realms or ())):
+            calls = {
+                shard: ("peek", [wanted.job_count, wanted.last, group, wanted.queues, wanted.tags], b"")
+                for shard, group in self._groups(wanted).items()
+            }
+            try:
+                replies = await self._shards.ask(calls)
+            except RealmMoved:
+                continue
+            found: list[list[Any]] = [entry for reply in replies.values() for entry in json.loads(reply.body)]
+            found.sort(key=lambda entry: (names.queue_order(entry[3]), entry[0], entry[1], entry[2]))
+            best: dict[str, list[Any]] = {}
+            for entry in found:
+                best.setdefault(entry[2], entry)
+            return list(best.values())
+        raise ShardUnavailable("a realm is on the move; nothing was leased, try again")
+
+    async def _lease(self, best: list[list[Any]], wanted: Wanted) -> list[tuple[LeasedJob | None, int]]:
+        """Lease these; None for what somebody else took meanwhile. Aligned with `best`."""
+        leased: list[tuple[LeasedJob | None, int]] = [(None, 0)] * len(best)
+        unasked = list(range(len(best)))
+        for _ in range(ATTEMPTS_MAX + len(best)):
+            indexes = self._shards.split([best[index][1] for index in unasked], unasked)
+            unasked = []
+            futures = []
+            for shard, group in indexes.items():
+                candidates = [best[index][1:] for index in group]
+                params = [candidates, wanted.lease_time, wanted.worker]
+                futures.append(self._shards.call(shard, "lease_peeked", params))
+            replies = await asyncio.gather(*futures, return_exceptions=True)
+            for shard, reply in zip(indexes, replies, strict=True):
+                if isinstance(reply, BaseException) or reply.status not in (200, MOVED):
+                    log.warning("shard %d leased nothing for a pull over several realms: %s", shard, reply)
+                elif reply.status == MOVED:  # nothing was leased there: once more, where it lives now
+                    self._shards.learn(reply)
+                    unasked += indexes[shard]
+                else:
+                    for index, job in zip(indexes[shard], _read_leased(reply.body), strict=True):
+                        leased[index] = (job, reply.extra)
+            if not unasked:
+                break
+        return leased
+
+    async def _ready(self, wanted: Wanted, ends_at: float, left: asyncio.Future[None]) -> bool:
+        """Wait until one of the shards may have something; whether to pull again: not if time is up, or it was left."""
+        seconds = ends_at - asyncio.get_running_loop().time()
+        if left.done() or seconds <= 0:
+            return False
+        groups = self._groups(wanted)
+        if wanted.realms is None and len(groups) < len(self._shards.pipes):
+            seconds = min(seconds, STARTING_SECONDS)
+        asked = {}
+        for shard, group in groups.items():
+            params = [wanted.last, wanted.queues, wanted.tags, group, seconds]
+            asked[self._shards.call(shard, "wait_ready", params, waits=True)] = shard
+        await _wait([left, *asked], seconds)
+        for future, shard in asked.items():
+            if not future.done():
+                self._shards.pipes[shard].leave(future)
+                future.add_done_callback(_ignored)
+            elif future.exception() is None and future.result().status == MOVED:
+                self._shards.learn(future.result())
+        return not left.done()
+
+
+def _wanted(body: PullEverywhere) -> Wanted:
+    queues, tags = body.queues, body.tags
+    return Wanted(
+        bodies.count(body.count),
+        bodies.max_queue(body.max_queue),
+        _realm_names(body.realms),
+        None if queues is None else [names.queue_id(queue, "queues") for queue in queues],
+        None if tags is None else [names.tag(tag) for tag in tags],
+        bodies.lease_time(body.lease_time),
+        bodies.worker(body.worker),
+    )
+
+
+def _realm_names(realms: Sequence[str] | None) -> list[str] | None:
+    return None if realms is None else list(dict.fromkeys(names.realm_name(name, "realms") for name in realms))
+
+
+async def _wait(futures: Sequence[asyncio.Future[Any]], seconds: float) -> None:
+    """Wait for the first of these, but no longer than this."""
+    await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _ignored(future: asyncio.Future[Reply]) -> None:
+    """Nobody waits for this reply; that a shard went away instead is no news either."""
+    future.exception()

@@ -1,0 +1,765 @@
+"""The front end between clients and shards: who waits, who left, what is sent again under its key, what is undone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from frontend_rig import Answer, Frontend, StandIn, frontend, until
+
+from restq import pipe, placement
+from restq.protocol import MOVED
+from restq.web import process, pulls
+
+Test = Callable[[Frontend], Coroutine[Any, Any, None]]
+
+JOB = {
+    "job_id": "j",
+    "queue_id": 0,
+    "data": None,
+    "tags": [],
+    "attempt": 1,
+    "lease_id": "L",
+    "lease_expires_at": 1.5,
+    "realm": "r",
+}
+NONE: dict[str, Any] = {"jobs": []}
+KEPT = (200, {"jobs": ["kept"]}, 0)
+NOT_KEPT = (204, b"", 0)
+DONE: tuple[int, Any, int] = (200, {}, 0)
+REUSED = {"error": 422, "exception": "ValueError", "message": "reused", "code": "idempotency_key_reused"}
+
+
+def run(folder: Path, test: Test, shard_count: int = 1) -> None:
+    """Run a test over a front end of its own."""
+
+    async def within() -> None:
+        async with frontend(folder, shard_count) as running:
+            await test(running)
+
+    asyncio.run(within())
+
+
+def refused(answer: Answer, status: int, code: str, field: str | None = None) -> None:
+    assert (answer.status, answer.json["code"], answer.json.get("field")) == (status, code, field), answer
+
+
+# -- who waits, and leaves -----------------------------------------------------------------------------------------
+
+WAITING = [("POST", "/r/pull", "pull"), ("GET", "/r/tags/t?wait=9", "get_tag")]
+
+
+@pytest.mark.parametrize(("method", "target", "operation"), WAITING)
+def test_close_while_waiting_leaves_the_request(tmp_path: Path, method: str, target: str, operation: str) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        client.send(method, target)
+        waiting = await shard.call(operation)
+        client.close()
+        left = await shard.call("leave")
+        assert (left.realm, left.params, left.body) == ("", [waiting.request_id], b"")
+        shard.reply(waiting, NONE)
+        await until(lambda: not front.app.waiting)
+
+    run(tmp_path, test)
+
+
+def test_close_while_request_that_does_not_wait_is_under_way_leaves_nothing(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, other, [shard] = await front.connect(), await front.connect(), front.shards
+        client.send("GET", "/r/status")
+        await shard.call("get_status")
+        await front.lose(client)
+        shard.answers["get_tag_status"] = DONE
+        assert (await other.ask("GET", "/r/tag/t/status")).status == 200
+        assert shard.calls("leave") == []
+
+    run(tmp_path, test)
+
+
+def test_answer_to_waiting_request_reaches_its_client_and_nothing_is_left(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        client.send("POST", "/r/pull", {"wait": 300})
+        shard.reply(await shard.call("pull"), {"jobs": [JOB]}, extra=7)
+        assert (await client.answer()).json == {"jobs": [JOB]}
+        assert front.app.waiting == set()
+        shard.answers["get_status"] = DONE
+        assert (await client.ask("GET", "/r/status")).status == 200
+        client.close()
+        assert [request.operation for request in shard.asked] == ["pull", "get_status"]
+
+    run(tmp_path, test)
+
+
+def test_drain_leaves_who_waits_and_who_comes_later(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        first, late, [shard] = await front.connect(), await front.connect(), front.shards
+        first.send("POST", "/r/pull", {"wait": 300})
+        waiting = [await shard.call("pull")]
+        draining = asyncio.ensure_future(front.app.drain(9))
+        assert (await shard.call("leave")).params == [waiting[0].request_id]
+        late.send("POST", "/r/pull", {"wait": 300})
+        waiting.append(await shard.call("pull", 2))
+        assert (await shard.call("leave", 2)).params == [waiting[1].request_id]
+        assert not draining.done()
+        for client, request in zip((first, late), waiting, strict=True):
+            shard.reply(request, NONE)
+            answer = await client.answer()
+            assert (answer.status, answer.json, answer.headers["connection"]) == (200, NONE, "close")
+        await draining
+
+    run(tmp_path, test)
+
+
+def test_left_request_whose_realm_moved_is_left_there_too(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        realm = next(name for name in "abcdefgh" if placement.home(name, 2) == 0)
+        client, shards = await front.connect(), front.shards
+        client.send("POST", f"/{realm}/pull", {"wait": 300})
+        waiting = await shards[0].call("pull")
+        client.close()
+        await shards[0].call("leave")
+        shards[0].reply(waiting, b"", MOVED, extra=1)
+        again = await shards[1].call("pull")
+        assert (again.realm, again.body) == (realm, waiting.body)
+        assert (await shards[1].call("leave")).params == [again.request_id]
+
+    run(tmp_path, test, shard_count=2)
+
+
+def test_wait_of_more_than_fit_otherwise_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "PIPE_REQUESTS_MAX", 2)
+
+    async def test(front: Frontend) -> None:
+        [shard] = front.shards
+        clients = [await front.connect() for _ in range(5)]
+        for number, client in enumerate(clients):
+            client.send("POST", "/r/pull", {"wait": 300})
+            await shard.call("pull", number + 1)
+        others = [await front.connect() for _ in range(3)]
+        for number, client in enumerate(others[:2]):
+            client.send("GET", "/r/status")
+            await shard.call("get_status", number + 1)
+        refused(await others[2].ask("GET", "/r/status"), 503, "overloaded")
+        shard.reply(shard.calls("get_status")[0], {})
+        assert (await others[0].answer()).status == 200
+        shard.answers["get_status"] = DONE
+        assert (await others[0].ask("GET", "/r/status")).status == 200
+
+    run(tmp_path, test)
+
+
+def test_wait_of_more_than_a_pipe_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "PIPE_WAITING_MAX", 1)
+
+    async def test(front: Frontend) -> None:
+        first, second, [shard] = await front.connect(), await front.connect(), front.shards
+        first.send("POST", "/r/pull")
+        waiting = await shard.call("pull")
+        answer = await second.ask("POST", "/r/pull")
+        refused(answer, 503, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        shard.reply(waiting, NONE)
+        assert (await first.answer()).json == NONE
+        shard.answers["pull"] = (200, NONE, 0)
+        assert (await second.ask("POST", "/r/pull")).json == NONE
+
+    run(tmp_path, test)
+
+
+def test_leave_request_that_was_answered_says_nothing(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        [to_shard], [shard] = front.app.shards.pipes, front.shards
+        future = to_shard.call("pull", "r", [], b"", waits=True)
+        shard.reply(await shard.call("pull"), NONE)
+        await future
+        to_shard.leave(future)
+        to_shard.leave(to_shard.call("get_status", "r", [], b""))  # that one does not wait
+        shard.reply(await shard.call("get_status"), {})
+        assert [request.operation for request in shard.asked] == ["pull", "get_status"]
+
+    run(tmp_path, test)
+
+
+def test_lose_shard_while_waiting_answers_503_and_the_next_one_is_served(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        client.send("POST", "/r/pull", {"wait": 300})
+        await shard.call("pull")
+        await shard.stop()
+        refused(await client.answer(), 503, "shard_unavailable")
+        assert front.app.waiting == set()
+        await shard.start()
+        await front.app.shards.pipes[0].connected()
+        shard.answers["pull"] = (200, NONE, 0)
+        assert (await client.ask("POST", "/r/pull")).json == NONE
+
+    run(tmp_path, test)
+
+
+# -- what is undone --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, "k1"])
+def test_pull_for_client_that_is_gone_is_undone_with_its_key(tmp_path: Path, key: str | None) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        client.send("POST", "/r/pull", {"wait": 300}, key)
+        waiting = await shard.call("pull")
+        client.close()
+        await shard.call("leave")
+        shard.reply(waiting, {"jobs": [JOB, {**JOB, "job_id": "k", "queue_id": "q"}]}, extra=7)
+        undone = await shard.call("undo_pull")
+        assert (undone.realm, undone.params) == ("r", [7, [["j", 0], ["k", "q"]], key or ""])
+
+    run(tmp_path, test)
+
+
+def test_exchange_without_key_for_client_that_is_gone_gives_back_what_it_pulled(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        client.send("POST", "/r/exchange", {"pull": {}})
+        exchange = await shard.call("exchange")
+        await front.lose(client)
+        shard.reply(exchange, {"pull": {"jobs": [JOB]}}, extra=8)
+        assert (await shard.call("undo_pull")).params == [8, [["j", 0]], ""]
+
+    run(tmp_path, test)
+
+
+def test_exchange_with_key_for_client_that_is_gone_stays_for_its_repeat(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, other, [shard] = await front.connect(), await front.connect(), front.shards
+        client.send("POST", "/r/exchange", {"pull": {}}, key="k")
+        exchange = await shard.call("exchange")
+        await front.lose(client)
+        shard.reply(exchange, {"pull": {"jobs": [JOB]}}, extra=8)
+        shard.answers["get_status"] = DONE
+        await until(lambda: not front.app._open_count)
+        await other.ask("GET", "/r/status")
+        assert shard.calls("undo_pull") == []
+
+    run(tmp_path, test)
+
+
+# -- keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["", "a" * 256, "ü", "a\tb"])
+@pytest.mark.parametrize("target", ["/r/ack", "/r/jobs", "/jobs", "/pull"])
+def test_send_bad_key_is_refused(tmp_path: Path, key: str, target: str) -> None:
+    async def test(front: Frontend) -> None:
+        client = await front.connect()
+        answer = await client.ask("POST", target, {}, key)
+        refused(answer, 400, "field_invalid", "Idempotency-Key")
+        assert front.shards[0].asked == []
+
+    run(tmp_path, test)
+
+
+def test_send_key_goes_along_with_digest_of_method_path_and_body(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers |= dict.fromkeys(("ack", "nack", "cancel_job", "pull"), DONE)
+        key = "~ a" * 85
+        for target, body in [
+            ("/r/ack", b"1"),
+            ("/r/ack", b"1"),
+            ("/%72/ack", b"1"),
+            ("/r/ack", b"2"),
+            ("/s/ack", b"1"),
+            ("/r/nack", b"1"),
+            ("/r/job/a/cancel", b""),
+            ("/r/job/b/cancel", b""),
+            ("/r/job/%61/cancel", b""),
+        ]:
+            assert (await client.ask("POST", target, body, key)).status == 200
+        assert {request.once[0] for request in shard.asked} == {key}
+        digests = [request.once[1] for request in shard.asked]
+        assert all(len(bytes.fromhex(digest)) == 16 for digest in digests)
+        first, *others, cancel_a, cancel_b, cancel_a_again = digests
+        assert [digest == first for digest in others] == [True, True, False, False, False]
+        assert cancel_a == cancel_a_again
+        assert len({*others, cancel_a, cancel_b}) == 6
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(("method", "target"), [("PUT", "/r/job/j"), ("DELETE", "/r/job/j"), ("GET", "/r/status")])
+def test_send_key_with_another_method_means_nothing(tmp_path: Path, method: str, target: str) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers |= dict.fromkeys(("add_job", "remove_job", "get_status"), DONE)
+        assert (await client.ask(method, target, {}, "k" * 999)).status == 200
+        assert [list(request.once) for request in shard.asked] == [[]]
+
+    run(tmp_path, test)
+
+
+def homes(key: str, shards: list[StandIn]) -> tuple[StandIn, list[StandIn]]:
+    """The shard at home under the key, and the others."""
+    number = placement.home(key, len(shards))
+    return shards[number], [shard for index, shard in enumerate(shards) if index != number]
+
+
+BULK = {"jobs": [{"realm_id": realm, "job_id": "j", "queue_id": 0} for realm in "abcdefgh"]}
+
+
+def test_bulk_add_with_key_recalls_then_adds_then_remembers(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client = await front.connect()
+        home, [other] = homes("k", front.shards)
+        for shard in front.shards:
+            shard.answers |= {"recall": NOT_KEPT, "bulk_check": DONE, "bulk_add": DONE, "remember": DONE}
+        assert (await client.ask("POST", "/jobs", BULK, "k")).json == {}
+        assert [request.operation for request in home.asked] == ["recall", "bulk_check", "bulk_add", "remember"]
+        assert [request.operation for request in other.asked] == ["bulk_check", "bulk_add"]
+        recall, remember = home.calls("recall")[0], home.calls("remember")[0]
+        assert (recall.realm, recall.params, recall.body) == ("", [], b"")
+        assert (remember.realm, remember.params, remember.body) == ("", [], b"{}")
+        assert recall.once == remember.once
+        assert recall.once[0] == "k"
+
+    run(tmp_path, test, shard_count=2)
+
+
+@pytest.mark.parametrize("target", ["/jobs", "/pull"])
+def test_send_kept_key_over_realms_gives_the_kept_reply_and_does_nothing(tmp_path: Path, target: str) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers["recall"] = KEPT
+        answer = await client.ask("POST", target, BULK, "k")
+        assert (answer.status, answer.json) == KEPT[:2]
+        assert [request.operation for request in shard.asked] == ["recall"]
+
+    run(tmp_path, test)
+
+
+def test_send_reused_key_over_realms_is_refused_and_does_nothing(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers["recall"] = (422, REUSED, 0)
+        refused(await client.ask("POST", "/jobs", BULK, "k"), 422, "idempotency_key_reused")
+        assert [request.operation for request in shard.asked] == ["recall"]
+
+    run(tmp_path, test)
+
+
+def test_send_same_key_twice_at_once_over_realms_has_the_second_wait(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        first, second, [shard] = await front.connect(), await front.connect(), front.shards
+        shard.answers |= {"recall": NOT_KEPT, "remember": DONE, "get_status": DONE}
+        first.send("POST", "/jobs", BULK, "k")
+        adding = await shard.call("bulk_add")
+        second.send("POST", "/jobs", BULK, "k")
+        third = await front.connect()
+        await third.ask("GET", "/r/status")  # so the second was read
+        assert len(shard.calls("recall")) == 1
+        shard.answers["recall"] = KEPT
+        shard.reply(adding, {})
+        assert (await first.answer()).json == {}
+        assert (await second.answer()).json == KEPT[1]
+        assert len(shard.calls("bulk_add")) == 1
+
+    run(tmp_path, test)
+
+
+def test_send_same_key_again_over_realms_after_a_refusal_does_the_work(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        full = {"error": 429, "exception": "ConnectionError", "message": "full", "code": "queue_full"}
+        shard.answers |= {"recall": NOT_KEPT, "bulk_add": (429, full, 0), "remember": DONE}
+        answer = await client.ask("POST", "/jobs", BULK, "k")
+        refused(answer, 429, "queue_full")
+        assert answer.headers["retry-after"] == "1"
+        assert shard.calls("remember") == []
+        shard.answers["bulk_add"] = DONE
+        assert (await client.ask("POST", "/jobs", BULK, "k")).status == 200
+        assert len(shard.calls("bulk_add")) == 2
+
+    run(tmp_path, test)
+
+
+CANDIDATES = [[1.0, "r", "j", 0]]
+
+
+def pulls_one(shard: StandIn) -> None:
+    shard.answers |= {"peek": (200, CANDIDATES, 0), "lease_peeked": (200, [JOB], 5)}
+
+
+def test_pull_over_realms_whose_reply_can_not_be_kept_is_undone(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        pulls_one(shard)
+        shard.answers |= {"recall": NOT_KEPT, "remember": (507, {"code": "storage_full", "message": "full"}, 0)}
+        refused(await client.ask("POST", "/pull", {}, "k"), 503, "shard_unavailable")
+        assert (await shard.call("undo_pull")).params == [5, [["j", 0]], ""]
+
+    run(tmp_path, test)
+
+
+def test_pull_over_realms_with_key_that_gives_nothing_is_not_kept(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers |= {"recall": NOT_KEPT, "peek": (200, [], 0)}
+        assert (await client.ask("POST", "/pull", {}, "k")).json == NONE
+        assert [request.operation for request in shard.asked] == ["recall", "peek"]
+
+    run(tmp_path, test)
+
+
+def test_pull_over_realms_with_key_for_client_that_is_gone_is_undone_and_not_kept(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        pulls_one(shard)
+        shard.answers |= {"recall": NOT_KEPT, "remember": DONE}
+        del shard.answers["lease_peeked"]
+        client.send("POST", "/pull", {}, "k")
+        leasing = await shard.call("lease_peeked")
+        await front.lose(client)
+        shard.reply(leasing, [JOB], extra=5)
+        assert (await shard.call("undo_pull")).params == [5, [["j", 0]], ""]
+        assert shard.calls("remember") == []
+
+    run(tmp_path, test)
+
+
+# -- pulls over realms that wait -------------------------------------------------------------------------------------
+
+
+def test_pull_over_realms_hands_its_filters_on(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        pulls_one(shard)
+        body = {"count": 3, "max_queue": "7", "realms": ["r", "s", "r"], "queues": ["0", "x", 2], "tags": ["t"]}
+        answer = await client.ask("POST", "/pull", {**body, "lease_time": 2.5, "worker": "w1"})
+        assert answer.json == {"jobs": [JOB]}
+        assert shard.calls("peek")[0].params == [3, 7, ["r", "s"], [0, "x", 2], ["t"]]
+        assert shard.calls("lease_peeked")[0].params == [[["r", "j", 0]], 2.5, "w1"]
+        await client.ask("POST", "/pull")
+        assert shard.calls("peek")[1].params == [1, None, None, None, None]
+        assert shard.calls("lease_peeked")[1].params == [[["r", "j", 0]], None, ""]
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({"wait": 301}, "field_invalid", "wait"),
+        ({"wait": -1}, "field_invalid", "wait"),
+        ({"queues": [0, ""]}, "queue_id_invalid", "queues"),
+        ({"tags": [""]}, "tag_invalid", "tags"),
+        ({"lease_time": -1}, "field_invalid", "lease_time"),
+        ({"lease_time": 1e10}, "field_invalid", "lease_time"),
+        ({"worker": "a\n"}, "field_invalid", "worker"),
+        ({"worker": "x" * 513}, "field_invalid", "worker"),
+        ({"realms": [".x"]}, "realm_name_invalid", "realms"),
+        ({"lease": 1}, "field_invalid", "lease"),
+        ({"count": -1}, "field_invalid", "count"),
+        ({"queues": "0"}, "field_type_wrong", "queues"),
+    ],
+)
+def test_pull_over_realms_with_wrong_field_is_refused_before_any_shard_is_asked(
+    tmp_path: Path, body: Any, code: str, field: str
+) -> None:
+    async def test(front: Frontend) -> None:
+        refused(await (await front.connect()).ask("POST", "/pull", body), 400, code, field)
+        assert front.shards[0].asked == []
+
+    run(tmp_path, test)
+
+
+def test_pull_over_realms_that_waits_pulls_again_once_one_shard_is_ready(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        for shard in shards:
+            shard.answers["peek"] = (200, [], 0)
+        client.send("POST", "/pull", {"wait": 60, "max_queue": 3, "queues": [1], "tags": ["t"]})
+        waits = [await shard.call("wait_ready") for shard in shards]
+        for wait in waits:
+            *filters, seconds = wait.params
+            assert (wait.realm, filters) == ("", [3, [1], ["t"], None])
+            assert 50 < seconds <= 60
+        home = placement.home("r", 2)
+        pulls_one(shards[home])
+        shards[home].reply(waits[home], {})
+        assert (await client.answer()).json == {"jobs": [JOB]}
+        assert shards[1 - home].calls("leave")[0].params == [waits[1 - home].request_id]
+        assert shards[home].calls("leave") == []
+        assert front.app.waiting == set()
+
+    run(tmp_path, test, shard_count=2)
+
+
+def test_pull_over_realms_that_waits_asks_only_shards_concerned(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        realm = next(name for name in "abcdefgh" if placement.home(name, 2) == 1)
+        shards[1].answers["peek"] = (200, [], 0)
+        client.send("POST", "/pull", {"wait": 60, "realms": [realm]})
+        wait = await shards[1].call("wait_ready")
+        assert wait.params[:4] == [None, None, None, [realm]]
+        assert shards[0].asked == []
+        client.close()
+        assert (await shards[1].call("leave")).params == [wait.request_id]
+
+    run(tmp_path, test, shard_count=2)
+
+
+def test_pull_over_realms_that_waits_finds_nothing_when_told_and_waits_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulls, "PAUSE_SECONDS", 0.001)
+
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers["peek"] = (200, [], 0)
+        client.send("POST", "/pull", {"wait": 60})
+        shard.reply(await shard.call("wait_ready"), {})
+        again = await shard.call("wait_ready", 2)
+        assert len(shard.calls("peek")) == 2
+        pulls_one(shard)
+        shard.reply(again, {})
+        assert (await client.answer()).json == {"jobs": [JOB]}
+
+    run(tmp_path, test)
+
+
+def test_pull_over_realms_that_waits_in_vain_answers_empty_when_time_is_up(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers["peek"] = (200, [], 0)
+        answer = await client.ask("POST", "/pull", {"wait": 0.05})  # this shard never answers wait_ready
+        assert (answer.status, answer.json) == (200, NONE)
+        assert shard.calls("leave")[0].params == [shard.calls("wait_ready")[0].request_id]
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize("body", [{}, {"wait": 0}, {"wait": 60, "count": 0}])
+def test_pull_over_realms_that_does_not_wait_asks_once(tmp_path: Path, body: Any) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers["peek"] = (200, [], 0)
+        assert (await client.ask("POST", "/pull", body)).json == NONE
+        assert [request.operation for request in shard.asked] == ["peek"]
+
+    run(tmp_path, test)
+
+
+def test_drain_answers_pull_over_realms_that_waits(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers["peek"] = (200, [], 0)
+        client.send("POST", "/pull", {"wait": 60})
+        wait = await shard.call("wait_ready")
+        await front.app.drain(9)
+        assert (await client.answer()).json == NONE
+        assert (await shard.call("leave")).params == [wait.request_id]
+
+    run(tmp_path, test)
+
+
+def test_close_while_pull_over_realms_waits_leaves_all_shards_and_pulls_no_more(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        for shard in shards:
+            shard.answers["peek"] = (200, [], 0)
+        client.send("POST", "/pull", {"wait": 60})
+        waits = [await shard.call("wait_ready") for shard in shards]
+        client.close()
+        for shard, wait in zip(shards, waits, strict=True):
+            assert (await shard.call("leave")).params == [wait.request_id]
+            shard.reply(wait, {})
+        await until(lambda: front.app.waiting == set())
+        assert [len(shard.calls("peek")) for shard in shards] == [1, 1]
+
+    run(tmp_path, test, shard_count=2)
+
+
+def test_lose_one_shard_while_pull_over_all_realms_waits_goes_on_with_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulls, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(pulls, "STARTING_SECONDS", 0.05)
+
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        away = 1 - placement.home("r", 2)
+        for shard in shards:
+            shard.answers["peek"] = (200, [], 0)
+        client.send("POST", "/pull", {"wait": 60})
+        for shard in shards:
+            await shard.call("wait_ready")
+        await shards[away].stop()
+        await shards[1 - away].call("wait_ready", 2)
+        await shards[away].start()
+        await shards[away].call("wait_ready", 2)  # asked again once it is there
+        pulls_one(shards[1 - away])
+        shards[1 - away].reply(shards[1 - away].calls("wait_ready")[-1], {})
+        assert (await client.answer()).json == {"jobs": [JOB]}
+
+    run(tmp_path, test, shard_count=2)
+
+
+# -- bulk adds and moves ---------------------------------------------------------------------------------------------
+
+
+def test_bulk_add_that_meets_a_move_adds_again_only_what_was_not_added(tmp_path: Path) -> None:
+    """An `on_conflict: error` would else refuse what this very request added."""
+
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        here = [name for name in "abcdefgh" if placement.home(name, 2) == 0]
+        there = [name for name in "abcdefgh" if placement.home(name, 2) == 1]
+        for shard in shards:
+            shard.answers["bulk_check"] = DONE
+        client.send("POST", "/jobs", BULK)
+        shards[1].reply(await shards[1].call("bulk_add"), there[0].encode(), MOVED, extra=0)
+        shards[0].reply(await shards[0].call("bulk_add"), {})
+        again = [await shards[0].call("bulk_add", 2), await shards[1].call("bulk_add", 2)]
+        added = [[job["realm_id"] for job in json.loads(request.body)["jobs"]] for request in again]
+        assert added == [there[:1], there[1:]]
+        assert again[0].params == [["abcdefgh".index(there[0])]]
+        for shard, request in zip(shards, again, strict=True):
+            shard.reply(request, {})
+        assert (await client.answer()).json == {}
+        first = json.loads(shards[0].calls("bulk_add")[0].body)["jobs"]
+        assert [job["realm_id"] for job in first] == here
+
+    run(tmp_path, test, shard_count=2)
+
+
+# -- routes ----------------------------------------------------------------------------------------------------------
+
+NEW_ROUTES = [
+    ("POST", "/r/ack", "ack", []),
+    ("POST", "/r/nack", "nack", []),
+    ("POST", "/r/release", "release", []),
+    ("POST", "/r/extend", "extend", []),
+    ("POST", "/r/exchange", "exchange", []),
+    ("POST", "/r/redrive", "redrive", []),
+    ("GET", "/r/jobs", "list_jobs", [None] * 7),
+    (
+        "GET",
+        "/r/jobs?data=1&state=dead&cursor=c&queue=7&tag=%C3%BC&limit=5&prefix=a%2Fb",
+        "list_jobs",
+        ["dead", "7", "ü", "a/b", "5", "c", "1"],
+    ),
+    ("GET", "/r/jobs?state=", "list_jobs", ["", *[None] * 6]),
+    ("POST", "/r/job/a%2Fb/cancel", "cancel_job", ["a/b"]),
+    ("GET", "/r/job/a/explain", "explain_job", ["a"]),
+    ("GET", "/r/queues", "get_queues", []),
+    ("GET", "/r/queues/a%20b", "get_queue", ["a b"]),
+    ("PUT", "/r/queues/7", "configure_queue", ["7"]),
+    ("GET", "/r/tags?limit=2&cursor=x&prefix=p", "get_tags", ["p", "2", "x"]),
+    ("GET", "/r/tags/t", "get_tag", ["t", None]),
+    ("GET", "/r/tags/t?wait=2.5", "get_tag", ["t", "2.5"]),
+    ("PUT", "/r/tags/t", "configure_tag", ["t"]),
+    ("POST", "/r/tags/t/redrive", "redrive_tagged_jobs", ["t"]),
+    ("POST", "/r/tags/t/move", "move_tagged_jobs", ["t"]),
+    ("POST", "/r/tags/t/cancel", "cancel_tagged_jobs", ["t"]),
+    ("GET", "/r/config", "get_config", []),
+    ("PUT", "/r/config", "put_config", []),
+    ("POST", "/r/config", "configure", []),
+]
+
+
+def test_ask_new_route_is_its_operation_with_ids_and_query_as_params(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        for method, target, operation, params in NEW_ROUTES:
+            shard.answers[operation] = DONE
+            body = None if method == "GET" else {"x": 1}
+            assert (await client.ask(method, target, body)).json == {}
+            asked = shard.asked[-1]
+            assert (asked.operation, asked.realm, asked.params) == (operation, "r", params)
+            assert asked.body == (b"" if body is None else b'{"x": 1}')
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize("target", sorted({route[1].partition("?")[0] for route in NEW_ROUTES}))
+def test_ask_new_route_with_unknown_query_field_names_it(tmp_path: Path, target: str) -> None:
+    async def test(front: Frontend) -> None:
+        client = await front.connect()
+        for method in {route[0] for route in NEW_ROUTES if route[1].partition("?")[0] == target}:
+            if (method, target) == ("POST", "/r/config"):  # of 2013
+                continue
+            refused(await client.ask(method, f"{target}?stat=x"), 400, "field_invalid", "stat")
+        assert front.shards[0].asked == []
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "field"),
+    [
+        ("limit=1&limit=2", "field_invalid", "limit"),
+        ("a%0Ab=1", "field_invalid", "'a\\nb'"),
+        ("tag=%FF", "body_malformed", None),
+        ("State=dead", "field_invalid", "State"),
+    ],
+)
+def test_list_jobs_with_odd_query_is_refused(tmp_path: Path, query: str, code: str, field: str | None) -> None:
+    async def test(front: Frontend) -> None:
+        refused(await (await front.connect()).ask("GET", f"/r/jobs?{query}"), 400, code, field)
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("status", "phrase"), [(409, "Conflict"), (422, "Unprocessable"), (429, "Too Many Requests"), (507, "Insufficient")]
+)
+def test_answer_of_a_shard_keeps_its_status_and_says_when_to_come_again(
+    tmp_path: Path, status: int, phrase: str
+) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers["ack"] = (status, {"error": status}, 0)
+        answer = await client.ask("POST", "/r/ack", {})
+        assert (answer.status, answer.json) == (status, {"error": status})
+        assert ("retry-after" in answer.headers) == (status == 429)
+        assert answer.phrase.startswith(phrase)
+
+    run(tmp_path, test)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "allowed", "told"),
+    [
+        ((1024, 4096), (4096, 4096), 4096),
+        ((4096, 4096), (4096, 4096), 4096),
+        ((1024, -1), (30_064, -1), 30_064),
+        ((50_000, -1), (50_000, -1), 50_000),
+        ((-1, -1), (-1, -1), 30_064),
+    ],
+)
+def test_allow_files_raises_the_soft_limit_to_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], allowed: tuple[int, int], told: int
+) -> None:
+    system = {"limits": limits}
+    monkeypatch.setattr(resource, "RLIM_INFINITY", -1)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: system["limits"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: system.update(limits=limits))
+    assert process.allow_files() == told
+    assert system["limits"] == allowed
+
+
+def test_allow_files_where_the_system_refuses_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, limits: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 9999))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert process.allow_files() == 256
