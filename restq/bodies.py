@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -26,7 +26,7 @@ WORKER_BYTES_MAX = 512
 LIMIT_MAX = 1000  # entries on one page of a list
 LIMIT_DEFAULT = 50
 
-Seconds = int | float
+Seconds = Annotated[int, msgspec.Meta(ge=names.INTEGER_MIN, le=names.INTEGER_MAX)] | float
 
 Body = TypeVar("Body")
 
@@ -302,6 +302,7 @@ def shard(body: bytes, shard_count: int) -> int:
     return number
 
 
+_BOUNDS = re.compile(r"Expected `int` [<>]= -?[0-9]+")
 _LENGTH = re.compile(r"Expected `array` of length ([0-9]+).*", re.DOTALL)
 _DECIMAL = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _FLAGS = {None: False, "0": False, "false": False, "1": True, "true": True}
@@ -331,7 +332,7 @@ def _wrong_field(problem: str) -> RestqError:
         field = f"{where}.{unknown[1]}".lstrip(".")
         field = field if field.isprintable() else ascii(field)
         return FieldInvalid(f"{field}: there is no such field here", field)
-    if problem in ("Integer value out of range", "Number out of range"):
+    if problem in ("Integer value out of range", "Number out of range") or _BOUNDS.fullmatch(problem):
         return FieldInvalid(f"{where or 'the body'}: must fit into 64 bits", where or None)
     if length := _LENGTH.fullmatch(problem):
         problem = f"must be an array of {length[1]} values"

@@ -72,6 +72,7 @@ class Rig:
         if changes := self.shard.changes.take():
             self._group += 1
             completed(self.store.commit(changes, self.shard.mark(self._group, self.now)))
+        self.shard.committed()
         return self._hand_out(self.shard.outbox)
 
     def full_turn(self) -> list[int]:

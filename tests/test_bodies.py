@@ -364,6 +364,9 @@ def test_job_ids_of_another_realm_are_refused() -> None:
         (bodies.BulkAdd, b'{"jobs":[{"job_id":' + BIG + b',"queue_id":0}]}', "jobs[0].job_id"),
         (bodies.BulkAdd, b'{"jobs":[{"job_id":1e999,"queue_id":0}]}', "jobs[0].job_id"),
         (bodies.Config, b'{"default_lease_time":1e999}', "default_lease_time"),
+        (bodies.Config, b'{"queue_lease_time":[0,9223372036854775808]}', "queue_lease_time[1]"),
+        (bodies.JobBody, b'{"queue_id":0,"delay":-9223372036854775809}', "delay"),
+        (bodies.QueueSettings, b'{"backoff":{"base":1' + b"0" * 400 + b"}}", "backoff.base"),
     ],
 )
 def test_reading_number_beyond_64_bits_says_so(shape: type[Any], body: bytes, field: str) -> None:

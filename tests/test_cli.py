@@ -11,12 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
+import cli_rig
 import pytest
+from cli_rig import COMMAND, Outcome, Run, process
 from conftest import Server, StartServer
 
 import restq
@@ -25,49 +28,7 @@ from restq.cli import carried_file, main
 from restq.cli.root import COMMANDS
 from restq.config import OPTIONS, Config
 
-COMMAND = (sys.executable, "-m", "restq")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command in this process, in a directory of its own: `run("add", "pwd")`, or the line `run("add pwd")`."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Outcome:
-        code = main(shlex.split(arguments[0]) if len(arguments) == 1 else arguments)
-        captured = capfdbinary.readouterr()
-        return Outcome(code, captured.out.decode(), captured.err.decode())
-
-    return call
-
-
-@pytest.fixture
-def cli(run: Run, server: Server, realm_name: str, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run`, configured for the shared server and a realm of the test's own."""
-    monkeypatch.setenv("RESTQ_CLIENT_URI", server.uri)
-    monkeypatch.setenv("RESTQ_CLI_REALM", realm_name)
-    return run
-
-
-def process(*arguments: str, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """Run a command in a process of its own."""
-    return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, check=False, **options)
+cli, run = cli_rig.cli, cli_rig.run
 
 
 def file_job(path: Any = "work.sh", content: Any = "", **more: Any) -> dict[str, Any]:
@@ -287,11 +248,15 @@ def test_pull_as_json_shows_all(cli: Run, realm: Realm, tmp_path: Path) -> None:
     outcome = cli("pull", "--json")
     assert outcome.code == 1
     found = json.loads(outcome.out)
-    assert found["jobs"] == [
-        {"argument": "a\nb", "queue_id": "q", "data": {"x": 1}, "file": None},
-        {"argument": "c", "queue_id": "r", "data": None, "file": "f"},
+    names = ("argument", "queue_id", "data", "file", "tags", "attempt")
+    assert [[job[name] for name in names] for job in found["jobs"]] == [
+        ["a\nb", "q", {"x": 1}, None, [], 1],
+        ["c", "r", None, "f", [], 1],
     ]
     assert [failed["argument"] for failed in found["failed"]] == ["d"]
+    leases = [job["lease_id"] for job in (*found["jobs"], *found["failed"])]
+    assert realm.ack(leases)["acked"] == leases
+    assert time.time() < found["jobs"][0]["lease_expires_at"] < time.time() + 601
     assert (tmp_path / "f").read_bytes() == b"bytes"
     assert json.loads(cli("pull", "--json").out) == {"jobs": [], "failed": []}
 
@@ -554,17 +519,37 @@ def test_status_sorts_queues_by_number_and_then_text(cli: Run, realm: Realm) -> 
     ]
 
 
-def test_status_as_json_shows_what_the_text_shows(cli: Run, realm: Realm, realm_name: str) -> None:
-    realm.add("a", 10, tags=["y", "x"])
-    realm.add("a", 9)
-    realm_status = json.loads(cli("status", "--json", "-r", realm_name).out)
-    assert realm_status == {"realm": realm_name, "total_jobs": 1, "total_tags": 2, "queues": {"9": 1, "10": 1}}
-    assert json.loads(cli("status", "arg", "a", "--json").out) == {
-        "argument": "a",
-        "tags": ["x", "y"],
-        "queues": [{"queue_id": 9, "seconds_since_dequeue": 0}, {"queue_id": 10, "seconds_since_dequeue": 0}],
-    }
-    assert json.loads(cli("status", "tag", "x", "--json").out) == {"tag": "x", "count": 1}
+def test_status_as_json_shows_what_the_text_shows_and_the_states(cli: Run, realm: Realm, realm_name: str) -> None:
+    realm.add("a", 10, {"x": 1}, tags=["y", "x"])
+    realm.add("a", 9, delay=100)
+    status = json.loads(cli("status", "--json", "-r", realm_name).out)
+    states = {queue["queue_id"]: (queue["ready"], queue["delayed"]) for queue in status.pop("states")}
+    assert status == {"realm": realm_name, "total_jobs": 1, "total_tags": 2, "queues": {"9": 1, "10": 1}}
+    assert states == {9: (0, 1), 10: (1, 0)}
+    status = json.loads(cli("status", "arg", "a", "--json").out)
+    places = [(place["queue_id"], place["seconds_since_dequeue"], place["state"]) for place in status.pop("queues")]
+    assert status == {"argument": "a", "tags": ["x", "y"], "data": {"x": 1}}
+    assert places == [(9, 0, "delayed"), (10, 0, "ready")]
+    status = json.loads(cli("status", "tag", "x", "--json").out)
+    assert (status["tag"], status["count"], status["ready"], status["delayed"]) == ("x", 1, 1, 1)
+
+
+def test_status_with_states_shows_them_beside_the_text_of_2013(cli: Run, realm: Realm) -> None:
+    realm.add("a", 0, tags=["t"])
+    realm.add("a", "late", run_at=time.time() + 100)
+    assert cli("status").lines == cli("status --states").lines[:3]
+    assert [line.split() for line in cli("status --states").lines[3:]] == [
+        ["queue", "id", "ready", "leased", "delayed", "blocked", "dead", "(s)", "since", "ready"],
+        ["0", "1", "0", "0", "0", "0", ANY],
+        ["late", "0", "0", "1", "0", "0"],
+    ]
+    assert cli("status arg a --states").lines[2:] == [
+        "queue id | (s) since dequeue | state",
+        "       0 | 0.00              | ready",
+        "    late | 0.00              | delayed",
+    ]
+    rows = [line.split() for line in cli("status tag t --states").lines[1:]]
+    assert rows == [["ready", "leased", "delayed", "blocked", "dead"], ["1", "0", "1", "0", "0"]]
 
 
 def test_get_of_newline_without_null_names_it_and_prints_the_others(cli: Run, realm: Realm) -> None:
@@ -627,7 +612,20 @@ def test_config_show_prints_each_value_and_its_source(run: Run, monkeypatch: pyt
 
 # What goes wrong.
 @pytest.mark.parametrize(
-    "command", ["pull", "add a", "list", "status", "get t", "remove arg a", "shards", "shards unpin x"]
+    "command",
+    [
+        *("pull", "pull --wait=9", "add a", "list", "list --jobs", "status", "get t", "remove arg a", "shards"),
+        *(
+            "shards unpin x",
+            "ack 1",
+            "extend 1",
+            "explain a",
+            "wait --tag=t",
+            "limit tag t",
+            "configure",
+            "cancel arg a",
+        ),
+    ],
 )
 def test_call_without_server_exits_with_four_and_names_it(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str

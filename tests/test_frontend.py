@@ -370,6 +370,37 @@ def test_send_same_key_twice_at_once_over_realms_has_the_second_wait(tmp_path: P
     run(tmp_path, test)
 
 
+def test_reuse_key_over_realms_that_is_under_way_is_refused_at_once(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        first, second, [shard] = await front.connect(), await front.connect(), front.shards
+        shard.answers |= {"recall": NOT_KEPT, "peek": (200, [], 0)}
+        first.send("POST", "/pull", {"wait": 60}, "k")
+        await shard.call("wait_ready")
+        refused(await second.ask("POST", "/pull", {"wait": 61}, "k"), 422, "idempotency_key_reused", "Idempotency-Key")
+        assert shard.calls("leave") == []
+
+    run(tmp_path, test)
+
+
+def test_wait_again_over_realms_under_one_key_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        first, second, [shard] = await front.connect(), await front.connect(), front.shards
+        shard.answers |= {"recall": NOT_KEPT, "peek": (200, [], 0), "remember": DONE}
+        first.send("POST", "/pull", {"wait": 60}, "k")
+        waits = [await shard.call("wait_ready")]
+        second.send("POST", "/pull", {"wait": 60}, "k")
+        assert (await first.answer()).json == NONE
+        waits.append(await shard.call("wait_ready", 2))
+        assert shard.calls("leave")[0].params == [waits[0].request_id]
+        pulls_one(shard)
+        shard.reply(waits[1], {})
+        assert (await second.answer()).json == {"jobs": [JOB]}
+        assert json.loads(shard.calls("remember")[0].body) == {"jobs": [JOB]}
+        assert len(shard.calls("remember")) == 1
+
+    run(tmp_path, test)
+
+
 def test_send_same_key_again_over_realms_after_a_refusal_does_the_work(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards

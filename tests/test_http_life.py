@@ -4,6 +4,7 @@ wish for, cancel and redrive.
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -343,6 +344,69 @@ def test_extend_after_expiry_leases_the_job_again_while_nobody_took_it(realm: Re
     assert list(realm.post("extend", leases=[lease]).ok()["extended"]) == [lease]
     assert realm.pull() == []
     assert realm.post("ack", leases=[lease]).ok()["acked"] == [lease]
+
+
+@pytest.mark.parametrize("path", ["ack", "nack", "release", "extend"])
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({}, "field_missing", "leases"),
+        ({"leases": None}, "field_type_wrong", "leases"),
+        ({"leases": "LEASE"}, "field_type_wrong", "leases"),
+        ({"leases": ["LEASE", 1]}, "field_type_wrong", "leases[1]"),
+        ({"leases": ["LEASE"], "lease": 1}, "field_invalid", "lease"),
+        ({"leases": ["x"] * 100_001}, "field_invalid", "leases"),
+    ],
+)
+def test_end_lease_with_wrong_body_names_the_field_and_changes_nothing(
+    realm: RealmCalls, path: str, body: dict[str, Any], code: str, field: str
+) -> None:
+    realm.add("j").ok()
+    lease = realm.lease()
+    said = {name: json.loads(json.dumps(value).replace("LEASE", lease)) for name, value in body.items()}
+    before = realm.place("j")
+    answer = realm.ask("POST", path, said)
+    assert (answer.status, answer.json["code"], answer.json["field"]) == (400, code, field), answer
+    assert realm.place("j") == before
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "code"),
+    [
+        ("ack", {"exit_code": 1.5}, "field_type_wrong"),
+        ("ack", {"exit_code": 2**64}, "field_invalid"),
+        ("ack", {"output": 5}, "field_type_wrong"),
+        ("ack", {"error": "x"}, "field_invalid"),
+        ("nack", {"error": 5}, "field_type_wrong"),
+        ("nack", {"exit_code": "1"}, "field_type_wrong"),
+        ("nack", {"exit_code": 2**63}, "field_invalid"),
+        ("nack", {"delay": -1}, "field_invalid"),
+        ("nack", {"delay": 1e300}, "field_invalid"),
+        ("release", {"delay": -1}, "field_invalid"),
+        ("release", {"delay": "1"}, "field_type_wrong"),
+        ("extend", {"lease_time": -1}, "field_invalid"),
+        ("extend", {"lease_time": 1e10}, "field_invalid"),
+        ("extend", {"delay": 1}, "field_invalid"),
+    ],
+)
+def test_end_lease_with_wrong_field_names_it_and_changes_nothing(
+    realm: RealmCalls, path: str, wrong: dict[str, Any], code: str
+) -> None:
+    realm.add("j").ok()
+    lease = realm.lease()
+    before = realm.place("j")
+    answer = realm.post(path, leases=[lease], **wrong)
+    assert (answer.status, answer.json["code"], answer.json["field"]) == (400, code, next(iter(wrong))), answer
+    assert realm.place("j") == before
+
+
+@pytest.mark.parametrize("result", [b"NaN", b"[" * 65 + b"]" * 65, b'"\\ud800"', b'"' + b"x" * (65 << 10) + b'"'])
+def test_ack_with_result_that_restq_does_not_carry_is_refused(realm: RealmCalls, result: bytes) -> None:
+    realm.add("j").ok()
+    body = b'{"leases": ["%b"], "result": %b}' % (realm.lease().encode(), result)
+    answer = realm.ask("POST", "ack", body)
+    assert (answer.status, answer.json["exception"]) == (400, "ValueError"), answer
+    assert realm.state("j") == "leased"
 
 
 # -- exchange --------------------------------------------------------------------------------------------------------

@@ -407,6 +407,8 @@ SETTINGS = {"queues/0": "queue", "tags/t": "tag", "config": "realm"}
         ("queues/0", {"backoff": {"base": 1, "factor": 0}}, "field_invalid", "backoff.factor"),
         ("queues/0", {"backoff": {"base": 1, "max": -1}}, "field_invalid", "backoff.max"),
         ("queues/0", {"backoff": {"base": 1, "min": 1}}, "field_invalid", "backoff.min"),
+        ("queues/0", {"backoff": {"base": 10**400}}, "field_invalid", "backoff.base"),
+        ("config", {"keep_done": {"seconds": 10**400}}, "field_invalid", "keep_done.seconds"),
         ("tags/t", {"lease_time": 5}, "field_invalid", "lease_time"),
         ("tags/t", {"max_attempts": 5}, "field_invalid", "max_attempts"),
         ("config", {"default_lease_time": -1}, "field_invalid", "default_lease_time"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -266,15 +267,17 @@ def test_pulls_that_wait_in_thousands_leave_room_for_others(start_server: StartS
     own = start_server(shards=1)
     realm = RealmCalls(own, realm_name)
     request = raw_request("POST", f"/{realm_name}/pull", json.dumps({"wait": LONG_SECONDS}).encode())
-    waiting = []
-    for _ in range(2000):
-        waiting.append(connect(own))
-        waiting[-1].sendall(request)
-    realm.settle()
-    realm.add("early").ok()
-    assert ids_of(waiting[0]) == ["early"]
-    realm.add_all(*(f"j{number}" for number in range(1999)))
-    assert sorted(ids_of(connection)[0] for connection in waiting[1:]) == sorted(f"j{number}" for number in range(1999))
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(waiting_pull(realm))
+        waiting = [stack.enter_context(connect(own)) for _ in range(2000)]
+        for connection in waiting:
+            connection.sendall(request)
+        realm.settle()
+        realm.add("early").ok()
+        assert ids_of(first) == ["early"]
+        ids = [f"j{number}" for number in range(2000)]
+        realm.add_all(*ids)
+        assert sorted(ids_of(connection)[0] for connection in waiting) == sorted(ids)
 
 
 def test_start_with_few_files_allowed_lets_the_front_end_open_more(start_server: StartServer) -> None:

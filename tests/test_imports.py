@@ -56,13 +56,13 @@ ARROWS: dict[str, str] = {
     "shards.roll": "shards.job",
     "shards.tags": "shards.gates shards.job",
     # Beside the realm, and of it the types alone.
-    "shards.invariants": "names shards.gates shards.heap shards.job shards.queue shards.realm",
+    "shards.invariants": "names shards.limits shards.gates shards.heap shards.job shards.queue shards.realm",
     "shards.rows": "shards.changes shards.data shards.gates shards.job shards.queue shards.realm shards.settings",
     "shards.limits": "shards.gates shards.job shards.queue shards.realm shards.rows shards.settings",
     "shards.endings": "shards.changes shards.job shards.realm",
-    "shards.adding": "errors names shards.data shards.job shards.limits shards.queue shards.realm",
+    "shards.adding": "errors names shards.data shards.endings shards.job shards.limits shards.queue shards.realm",
     "shards.leasing": "names shards.endings shards.heap shards.job shards.queue shards.realm",
-    "shards.finishing": "errors shards.changes shards.endings shards.job shards.realm",
+    "shards.finishing": "errors shards.changes shards.endings shards.job shards.limits shards.realm",
     "shards.operating": "errors names shards.job shards.realm",
     "shards.realm": (
         "errors names shards.agenda shards.changes shards.data shards.endings shards.gates shards.heap"
@@ -77,8 +77,8 @@ ARROWS: dict[str, str] = {
     "shards.archive": "shards.changes",
     "shards.configuring": "bodies errors shards.settings",
     "shards.listing": (
-        "errors names shards.archive shards.configuring shards.gates shards.job shards.queue shards.realm"
-        " shards.settings"
+        "errors names shards.archive shards.configuring shards.gates shards.job shards.limits shards.queue"
+        " shards.realm shards.settings"
     ),
     "shards.new_jobs": "bodies errors names shards.adding shards.data",
     "shards.commands.call": "shards.archive shards.data shards.job shards.realm",
@@ -102,8 +102,12 @@ ARROWS: dict[str, str] = {
         "protocol shards.actor shards.archive shards.commands.call shards.leasing shards.realm shards.replies"
         " shards.waiting"
     ),
+    "shards.events": "shards.realm",
+    "shards.mailboxes": "shards.actor",
     "shards.chores": "shards.archive shards.changes shards.realm shards.replies",
-    "shards.internal": "protocol shards.actor shards.commands shards.commands.* shards.shard",  # the shard's type alone
+    "shards.internal": (
+        "protocol shards.actor shards.commands shards.commands.* shards.events shards.realm shards.shard"
+    ),
     "shards.tasks": (
         "errors shards.actor shards.changes shards.commands shards.commands.call shards.realm shards.shard"
         " shards.sweeps"
@@ -113,8 +117,8 @@ ARROWS: dict[str, str] = {
     ),
     "shards.shard": (
         "errors placement protocol shards.actor shards.agenda shards.archive shards.changes shards.chores"
-        " shards.commands shards.commands.call shards.internal shards.loader shards.moves shards.moving shards.realm"
-        " shards.replies shards.stats shards.store shards.sweeps shards.tasks shards.waking"
+        " shards.commands shards.commands.call shards.events shards.internal shards.loader shards.mailboxes"
+        " shards.moves shards.moving shards.realm shards.replies shards.stats shards.store shards.sweeps shards.tasks shards.waking"
     ),
     "shards.full": "errors protocol shards.actor shards.commands shards.shard",
     "shards.process": (

@@ -33,7 +33,7 @@ def test_request_for_realm_of_another_shard_is_answered_by_where_it_is() -> None
         reply = rig.reply_to(operation, "", params, body)
         assert (reply.status, reply.body.decode(), reply.extra) == (MOVED, HOME_1, 1)
     assert rig.row_count() == 0
-    assert list(rig.shard._actors) == []
+    assert list(rig.shard.mailboxes.actors) == []
 
 
 def test_pin_of_realm_that_does_not_exist_is_refused() -> None:
@@ -118,14 +118,14 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Rig]:
 def seen(rig: Rig, realm: str) -> Any:
     """All that can be seen of a realm, the order of its jobs included, now and when all leases are over."""
     jobs = rig.ask("get_tagged_jobs", realm, ["t"]), rig.ask("get_job", realm, ["large"])
-    rig.shard._actors[realm].realm.check()  # type: ignore[union-attr]
+    rig.shard.mailboxes.actors[realm].realm.check()  # type: ignore[union-attr]
     order = [
         (place.at, place.job.job_id, place.queue.queue_id, place.history.lease)
-        for queue in rig.shard._actors[realm].realm.served()  # type: ignore[union-attr]
+        for queue in rig.shard.mailboxes.actors[realm].realm.served()  # type: ignore[union-attr]
         for place in sorted([*queue.plain.heap.entries, *queue.waiting.entries])
         if place.job.holds(place)
     ]
-    times = {queue.queue_id: queue.lease_time for queue in rig.shard._actors[realm].realm.served()}  # type: ignore[union-attr]
+    times = {queue.queue_id: queue.lease_time for queue in rig.shard.mailboxes.actors[realm].realm.served()}  # type: ignore[union-attr]
     return rig.ask("get_status", realm), jobs, order, times, rig.ask("peek", "", [100, None, [realm], None, None])
 
 

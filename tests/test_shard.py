@@ -115,7 +115,7 @@ def test_names_that_are_asked_for_and_do_not_exist_take_no_memory(rig: Rig) -> N
         rig.reply_to("peek", "", [1, None, [f"peek {number}"], None, None])
         rig.add(f"deleted {number}", "x")
         rig.ask("delete_realm", f"deleted {number}")
-    assert list(rig.shard._actors) == ["real"]
+    assert list(rig.shard.mailboxes.actors) == ["real"]
 
 
 def test_bytes_of_mail_are_counted_until_they_are_served(rig: Rig) -> None:
@@ -123,9 +123,9 @@ def test_bytes_of_mail_are_counted_until_they_are_served(rig: Rig) -> None:
     rig.send("add_job", A, ["x"], body)
     rig.send("add_job", B, ["x"], b"{")
     rig.send("bulk_add", "", [[0]], {"jobs": [{"realm_id": A, "job_id": 1, "queue_id": 0}]})
-    assert rig.shard.mail_bytes > 150
+    assert rig.shard.mailboxes.bytes > 150
     rig.run()
-    assert rig.shard.mail_bytes == 0
+    assert rig.shard.mailboxes.bytes == 0
 
 
 def test_large_data_is_read_back_within_its_turn_and_later(rig: Rig) -> None:
@@ -375,7 +375,7 @@ def test_full_disk_keeps_mail_that_waits(rig: Rig, monkeypatch: pytest.MonkeyPat
     rig.run()
     assert [rig.replies[request].status for request in waiting] == [200] * 4
     assert rig.reply_to("get_job", A, ["lost"]).status == 404
-    assert rig.shard.mail_bytes == 0
+    assert rig.shard.mailboxes.bytes == 0
 
 
 def test_full_disk_is_said_to_whoever_changes_something_and_not_to_who_reads(rig: Rig) -> None:

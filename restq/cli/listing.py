@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
-from restq.cli import DONE, output
+from restq.cli import DONE, NOTHING_FOUND, output
 from restq.cli.options import argument_text, configured, json_option, open_realm, open_realms, realm_option, uri_option
 from restq.cli.values import queue_id
 from restq.config import Config
+from restq.names import QueueId
 
 STATES = ("ready", "leased", "delayed", "blocked", "dead", "done")
 LIMIT_DEFAULT = 50
+START = '{"jobs": ['
 
 _ROW = "{:<7}  {:>8}  {:>7}  {:>9}  {}"
+
+
+class Wanted(NamedTuple):
+    """What is to be listed: as `Realm.list_jobs` takes it."""
+
+    state: str | None
+    queue: QueueId | None
+    tag: str | None
+    prefix: str | None
+
+    def has(self, place: Mapping[str, Any]) -> bool:
+        """Whether the place, one of a job that is listed, is in the state and the queue."""
+        return self.state in (None, place["state"]) and self.queue in (None, place["queue_id"])
 
 
 @click.command("list")
@@ -46,9 +61,9 @@ def list_(
 ) -> int:
     """List the realms that live on the server, or the jobs of one realm.
 
-    Jobs are listed in the order in which they were added, one line for each of their queues: the state, how often it
+    Jobs are listed in the order in which they were added, one line for each queue: the state, how often it
     was handed out, the exit code of the last failure, and the argument. `done` are the results that the realm keeps.
-    An argument with a newline is shown quoted.
+    An argument with a newline is shown quoted. Exit code 3: there is no such job.
 
     \b
     restq list
@@ -57,27 +72,27 @@ def list_(
     restq list --queue=0 --limit=10 --json
     """
     config = configured(ctx)
-    filters = {"state": state, "queue": queue, "tag": tag, "prefix": prefix}
-    if not (jobs or limit or without_limit or data or any(value is not None for value in filters.values())):
+    filters = (state, queue, tag, prefix)
+    if not (jobs or limit or without_limit or data or any(value is not None for value in filters)):
         return _list_realms(config, as_json)
     if limit is not None and without_limit:
         raise click.UsageError("--limit or --all, not both")
     if data and not as_json:
         raise click.UsageError("--data goes with --json: the text shows no data")
+    wanted = Wanted(
+        state,
+        None if queue is None else queue_id(queue),
+        None if tag is None else argument_text(tag),
+        None if prefix is None else argument_text(prefix),
+    )
     with open_realm(config) as realm:
-        found = realm.list_jobs(
-            state,
-            None if queue is None else queue_id(queue),
-            None if tag is None else argument_text(tag),
-            None if prefix is None else argument_text(prefix),
-            data,
-        )
-        write = _write_json if as_json else _write_table
-        has_more = write(found, None if without_limit else limit or LIMIT_DEFAULT)
-    if has_more:
-        output.flush()
-        output.complain("there are more: --all lists them all, --limit more of them")
-    return DONE
+        found = realm.list_jobs(*wanted, data)
+        shown = islice(found, None if without_limit else limit or LIMIT_DEFAULT)
+        count = _write_json(shown, found) if as_json else _write_table(shown, wanted)
+        if not as_json and next(found, None) is not None:
+            output.flush()
+            output.complain("there are more: --all lists them all, --limit more of them")
+    return DONE if count else NOTHING_FOUND
 
 
 def _list_realms(config: Config, as_json: bool) -> int:
@@ -92,23 +107,25 @@ def _list_realms(config: Config, as_json: bool) -> int:
     return DONE
 
 
-# Both print while they read, as there may be millions, and return whether there were more than the limit.
-def _write_table(jobs: Iterator[dict[str, Any]], limit: int | None) -> bool:
-    output.write(_ROW.format("state", "queue id", "attempt", "exit code", "argument"))
-    for job in islice(jobs, limit):
+# Both print while they read, as there may be millions, and return how many jobs there were.
+def _write_table(jobs: Iterator[dict[str, Any]], wanted: Wanted) -> int:
+    count = 0
+    for count, job in enumerate(jobs, 1):
+        if count == 1:
+            output.write(_ROW.format("state", "queue id", "attempt", "exit code", "argument"))
         argument = job["job_id"] if job["job_id"].isprintable() else ascii(job["job_id"])
         for place in job.get("queues", [job]):  # a result has no queues but the one that it came out of
-            exit_code = place.get("exit_code", "")
-            output.write(_ROW.format(place["state"], place["queue_id"], place["attempt"], exit_code, argument))
-    return next(jobs, None) is not None
+            if wanted.has(place):
+                exit_code = place.get("exit_code", "")
+                output.write(_ROW.format(place["state"], place["queue_id"], place["attempt"], exit_code, argument))
+    return count
 
 
-def _write_json(jobs: Iterator[dict[str, Any]], limit: int | None) -> bool:
-    start = '{"jobs": ['
-    for job in islice(jobs, limit):
-        output.write(start, "")
+def _write_json(jobs: Iterator[dict[str, Any]], found: Iterator[dict[str, Any]]) -> int:
+    count = 0
+    for count, job in enumerate(jobs, 1):
+        output.write(START if count == 1 else ", ", "")
         output.write_json(job, "")
-        start = ", "
-    has_more = next(jobs, None) is not None
-    output.write(f'{start if start != ", " else ""}], "more": {str(has_more).lower()}}}')
-    return has_more
+    has_more = next(found, None) is not None
+    output.write(("" if count else START) + f'], "more": {str(has_more).lower()}}}')
+    return count

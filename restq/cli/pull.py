@@ -84,12 +84,24 @@ def pull_(
         "worker": worker_name(worker),
     }
     with open_realm(configured(ctx)) as realm:
-        jobs = _pull(realm, wait, filters)
+        jobs = next_jobs(realm, wait, filters)
     shown, failed = _write(jobs, files_anywhere, with_lease, null, as_json)
     if as_json:
         output.write_json({"jobs": shown, "failed": failed})
     output.flush()
     return FAILED if failed else DONE if jobs else NOTHING_FOUND
+
+
+def next_jobs(realm: Realm, wait: float | None, pull: Mapping[str, Any]) -> list[Job]:
+    """Pull: none where none came for `wait` seconds; None is for ever. In long polls, each as long as proxies bear."""
+    until = None if wait is None else time.monotonic() + wait
+    while True:
+        asked_at = time.monotonic()
+        jobs = realm.pull_jobs(wait=poll_seconds(until, asked_at), **pull)
+        now = time.monotonic()
+        if jobs or (until is not None and now >= until):
+            return jobs
+        time.sleep(min(idle_seconds(asked_at, now), poll_seconds(until, now)))
 
 
 def worker_name(given: str | None) -> str | None:
@@ -109,18 +121,6 @@ def write_file(data: Any, anywhere: bool, written: dict[str, Any]) -> str | None
         raise RestqError(f"another job of this pull carries a different file {file.path!r}: pull with --count=1")
     file.write(anywhere)
     return file.path
-
-
-def _pull(realm: Realm, wait: float, filters: Mapping[str, Any]) -> list[Job]:
-    """Pull, in several long polls where the wait is longer than one lasts."""
-    until = time.monotonic() + wait
-    while True:
-        asked_at = time.monotonic()
-        jobs = realm.pull_jobs(wait=poll_seconds(until, asked_at), **filters)
-        now = time.monotonic()
-        if jobs or now >= until:
-            return jobs
-        time.sleep(min(idle_seconds(asked_at, now), until - now))
 
 
 def _write(

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "nack": "restq.cli.leases",
     "release": "restq.cli.leases",
     "extend": "restq.cli.leases",
+    "work": "restq.cli.work",
     "remove": "restq.cli.remove",
     "cancel": "restq.cli.operate",
     "list": "restq.cli.listing",

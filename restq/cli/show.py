@@ -124,10 +124,10 @@ def _argument_status(realm: Realm, argument: str, states: bool, as_json: bool) -
         return
     output.write(f"Status of argument {argument}:")
     output.write(f"Tagged with: {_listed(sorted(job['tags']))}")
-    output.write(f"queue id | (s) since dequeue{'  | state' if states else ''}")
+    output.write(f"queue id | (s) since dequeue{' | state' if states else ''}")
     for queue_id, seconds in queues:
         row = f"{queue_id!s:>8} | {seconds:0.2f}"
-        output.write(f"{row:<30} | {placed[queue_id]['state']}" if queue_id in placed else row)
+        output.write(f"{row:<28} | {placed[queue_id]['state']}" if queue_id in placed else row)
 
 
 def _tag_status(realm: Realm, tag: str, states: bool, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from restq.errors import DataDiffers, JobExists, QueueFull
 from restq.names import QueueId
-from restq.shards import limits
+from restq.shards import endings, limits
 from restq.shards.data import Large, same
 from restq.shards.job import FRESH, PLAIN, Job, Terms
 from restq.shards.queue import Queue
@@ -83,6 +83,8 @@ class AddCheck:
         if jobs_max and len(realm.jobs) - len(self._gone) + new_count > jobs_max:
             raise QueueFull(f"realm {realm.name!r} holds {len(realm.jobs)} jobs and takes no more than {jobs_max}")
         added = sum(len(job_id) + len(data or b"") for job_id, data in fresh.items())
+        freed = [realm.jobs[job_id] for job_id in {*fresh, *self._gone} if job_id in realm.jobs]
+        added -= sum(len(job.job_id) + job.data_bytes for job in freed)
         if bytes_max and realm.data_bytes + added > bytes_max:
             raise QueueFull(f"realm {realm.name!r} holds {realm.data_bytes} bytes and takes no more than {bytes_max}")
 
@@ -135,6 +137,8 @@ def put(realm: Realm, new_jobs: Sequence[NewJob]) -> None:
             _merge(realm, job, tags, wishes)
             if job.place_in(queue_id) is not None:
                 continue
+            if endings.is_expired(realm, job):  # it goes from here at once, and stays where it is leased
+                realm.expiries.put(job, job.terms.expires_at)
         at = now if wishes is None or wishes.at is None or wishes.at < now else wishes.at
         realm.enter(job, queue, key, at, FRESH)
 

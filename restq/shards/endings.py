@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 def lease_ran_out(realm: Realm, place: Place) -> None:
     """A place is queued again because its lease ran out: it stays so, unless that was once too often."""
     history = place.history
+    realm.tell("expired", place, attempt=history.attempt, worker=history.worker)
     if history.mark == MARK_CANCELLED or is_expired(realm, place.job):
         realm.take_out(place)
     elif is_worn_out(realm, place, history.nacks, history.expiries + 1):
         worker = f" of worker {history.worker!r}" if history.worker else ""
         note_failure(realm, place, f"the lease{worker} ran out", None)
+        realm.tell("dead", place, attempt=history.attempt)
         realm.replace(place, place.at, history._replace(expiries=history.expiries + 1, mark=MARK_DEAD))
 
 
@@ -31,7 +33,11 @@ def stand_again(realm: Realm, place: Place, at: float, nacks: int = 0) -> None:
     if history.mark == MARK_CANCELLED or is_expired(realm, place.job):
         realm.take_out(place)
         return
-    expiries = history.expiries - (1 if history.mark == MARK_DEAD else 0)  # it died of this very lease
+    expiries = history.expiries
+    if history.mark == MARK_DEAD:  # of this very lease
+        expiries -= 1
+        if not nacks:
+            realm.changes.failures[place.key] = None
     after = History(0.0, 0, history.nacks + nacks, expiries, MARK_NONE, "")
     realm.replace(place, at, FRESH if after == FRESH else after)
 

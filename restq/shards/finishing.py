@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from restq.errors import LeaseStale
-from restq.shards import endings
+from restq.shards import endings, limits
 from restq.shards.changes import ResultRow
 from restq.shards.job import LEASED, MARK_CANCELLED, MARK_DEAD, MARK_NONE, Place
 
@@ -71,7 +71,7 @@ def ack(realm: Realm, leases: Sequence[str], outcome: Outcome, now: float) -> di
             continue
         if realm.settings.keeps_results:
             _keep_result(realm, place, outcome)
-        realm.take_out(place)
+        realm.take_out(place, event="acked")
         acked.append(proof)
     return {"acked": acked, "stale": stale}
 
@@ -111,9 +111,11 @@ def nack(
         endings.note_failure(realm, place, error, exit_code)
         if not leaves and endings.is_worn_out(realm, place, nacks, expiries):
             endings.die(realm, place, 1)
+            realm.tell("dead", place, attempt=nacks + expiries, error=error)
             dead.append(proof)
             continue
         seconds = _backoff_seconds(realm, place, nacks) if delay is None else delay
+        realm.tell("nacked", place, attempt=nacks + expiries, error=error)
         endings.stand_again(realm, place, realm.clock + seconds, 1)
         if leaves:
             realm.changes.failures[place.key] = None
@@ -135,6 +137,7 @@ def release(realm: Realm, leases: Sequence[str], delay: float, now: float) -> di
         if place is None:
             stale.append(proof)
             continue
+        realm.tell("released", place)
         endings.stand_again(realm, place, realm.clock + delay)
         released.append(proof)
     return {"released": released, "stale": stale}
@@ -160,7 +163,10 @@ def extend(realm: Realm, leases: Sequence[str], lease_time: float | None, now: f
                 history = history._replace(mark=MARK_NONE, expiries=history.expiries - 1)
                 realm.changes.failures[place.key] = None
             seconds = place.queue.lease_time if lease_time is None else lease_time
-            extended[proof] = realm.replace(place, realm.clock + seconds, history).at
+            place = realm.replace(place, realm.clock + seconds, history)
+            extended[proof] = place.at
+            if place.at <= realm.clock:
+                endings.lease_ran_out(realm, place)
     return {"extended": extended, "stale": stale, "cancelled": cancelled}
 
 
@@ -170,5 +176,5 @@ def _has_room(realm: Realm, place: Place) -> bool:
         return True
     return all(
         limit.settings.max_leased is None or limit.leased_count < limit.settings.max_leased
-        for limit in realm.limits_of(place)
+        for limit in limits.of(place)
     )

@@ -86,10 +86,12 @@ class Limit(Gate):
 
     def configure(self, settings: LimitSettings, now: float) -> None:
         """Hold to these from now on."""
+        self._forget(now)
+        self.settings = settings
         if not settings.rate:
             self._recent.clear()
             self._passed_count = 0
-        self.settings = settings
+        self.next_at = self._recent[-1][0] + self._span if self._recent else 0.0
         self.refresh(now)
 
     def took(self, now: float) -> None:
@@ -110,7 +112,11 @@ class Limit(Gate):
     def refresh(self, now: float) -> None:
         """Open or shut, as things stand at `now`."""
         limits = self.settings
-        while self._recent and self._recent[0][0] + self._span <= now:
-            self._passed_count -= self._recent.popleft()[1]
+        self._forget(now)
         full = limits.max_leased is not None and self.leased_count >= limits.max_leased
         self.turn(limits.paused or full or self.opens_at is not None)
+
+    def _forget(self, now: float) -> None:
+        """Hand-outs that lie further back than the span of the rate count no more."""
+        while self._recent and self._recent[0][0] + self._span <= now:
+            self._passed_count -= self._recent.popleft()[1]

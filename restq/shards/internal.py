@@ -9,6 +9,8 @@ from restq.protocol import Reply
 from restq.shards.actor import Elsewhere, Mail
 from restq.shards.commands import several
 from restq.shards.commands.call import NOTHING, Call, Done, Wait, encode
+from restq.shards.events import shown
+from restq.shards.realm import Event
 
 if TYPE_CHECKING:
     from restq.shards.shard import Shard
@@ -52,8 +54,34 @@ def has_ready(shard: Shard, call: Call) -> Reply | None:
         return elsewhere.reply(0)
 
 
+def next_events(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
+    """What happened after an event, or, the first time, just its number; waits for the next one.
+
+    `params`: the realm, or null for all; the number of the last event that is known, or null; for how many seconds.
+    """
+    realm, number, seconds = call.params
+    if realm is not None and (owner := shard.placement.shard_of(realm)) != shard.index:
+        return Elsewhere(realm, owner).reply(mail.request_id)
+    shard.listen()
+    no_events: list[Event] = []
+    if number is None or number > shard.events.last:
+        found, at, lost = no_events, shard.events.last, 0
+    else:
+        found, at, lost = shard.events.after(number, realm)
+        if not found and not lost:
+            return Wait(seconds, encode(call.params), lambda realm, call: None, lambda realm, call: Done(b"null"))
+    counts = {
+        held.name: {"jobs": len(held.jobs), "tags": len(held.tags), "leased": len(held.leases)}
+        for held in shard.realms()
+        if realm is None or held.name == realm
+    }
+    said = {"number": at, "lost": lost, "events": [shown(event) for event in found], "counts": counts}
+    return Reply(mail.request_id, 200, encode(said))
+
+
 INTERNAL_OPERATIONS: dict[str, Callable[[Shard, Mail, Call], Reply | Wait]] = {
     "get_stats": get_stats,
+    "next_events": next_events,
     "recall": recall,
     "remember": remember,
     "wait_ready": wait_ready,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from restq.names import queue_order
+from restq.shards import limits
 from restq.shards.gates import After, Limit
 from restq.shards.job import DEAD, LEASED, QUEUED
 
@@ -74,7 +75,7 @@ def _check_limits(realm: Realm, places: list[Place]) -> None:
                     gate.is_shut == bool(others), f"{job.job_id!r} is blocked by {gate.tag!r} while others carry it"
                 )
     for limit in [*realm.tags.limits.values(), *(queue.limit for queue in realm.queues.values() if queue.limit)]:
-        mine = [place for place in leased if limit in list(realm.limits_of(place))]
+        mine = [place for place in leased if limit in list(limits.of(place))]
         _expect(limit.leased_count == len(mine), f"limit {limit.name!r} counts what is leased")
         most = limit.settings.max_leased
         full = most is not None and limit.leased_count >= most

@@ -32,11 +32,18 @@ class Pull:
     """One pull under way: its number, which is never used twice, and the histories that its jobs share."""
 
     def __init__(self, realm: Realm, wanted: Wanted, number: int = 0) -> None:
-        """`number`: that of the same pull in another realm."""
+        """`number`: that of the same pull in another realm. The realm's time must have passed until now."""
         self._realm = realm
-        self._lease_time = wanted.lease_time
+        self._wanted = wanted
         self.number = number or realm.keys.take()
         self._first = History(realm.clock, self.number, 0, 0, MARK_NONE, wanted.worker)
+        self._taken: set[str] = set()
+        self._bytes = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has all that it asked for, or all that one pull takes."""
+        return len(self._taken) >= self._wanted.limit or self._bytes >= PULL_BYTES_MAX
 
     def lease(self, place: Place, heap: LazyHeap[Place] | None) -> Place:
         """Lease a queued place; the heap does not have it any more."""
@@ -46,8 +53,31 @@ class Pull:
         else:  # a lease that is still in force ran out, or the place would not be queued
             expiries = before.expiries + (1 if before.lease else 0)
             history = self._first._replace(nacks=before.nacks, expiries=expiries)
-        seconds = place.queue.lease_time if self._lease_time is None else self._lease_time
+        seconds = place.queue.lease_time if self._wanted.lease_time is None else self._wanted.lease_time
         return self._realm.check_out(place, self._realm.clock + seconds, history, heap)
+
+    def take(self, count: int) -> list[Place]:
+        """Lease up to so many more; fewer if there are no more to be had."""
+        leased: list[Place] = []
+        count = min(count, self._wanted.limit - len(self._taken))
+        for queue, carriers in _sources(self._realm, self._wanted):
+            if len(leased) >= count:
+                break
+            passed_over: list[tuple[Place, LazyHeap[Place]]] = []
+            while len(leased) < count and self._bytes < PULL_BYTES_MAX and not queue.is_shut:
+                found = _take(queue, carriers, self._realm.clock)
+                if found is None:
+                    break
+                place, heap = found
+                if place.job.job_id in self._taken:
+                    passed_over.append(found)
+                    continue
+                self._taken.add(place.job.job_id)
+                self._bytes += place.job.data_bytes
+                leased.append(self.lease(place, heap))
+            for place, heap in passed_over:
+                queue.put_back(place, heap)
+        return leased
 
 
 def pull(realm: Realm, wanted: Wanted, now: float) -> list[Place]:
@@ -57,31 +87,7 @@ def pull(realm: Realm, wanted: Wanted, now: float) -> list[Place]:
     more is taken. An empty realm gives none: that is no error.
     """
     realm.advance(now)
-    leased: list[Place] = []
-    if not realm.jobs or wanted.limit < 1:
-        return leased
-    this: Pull | None = None
-    taken: set[str] = set()
-    size = 0
-    for queue, carriers in _sources(realm, wanted):
-        passed_over: list[tuple[Place, LazyHeap[Place]]] = []
-        while len(leased) < wanted.limit and size < PULL_BYTES_MAX and not queue.is_shut:
-            found = _take(queue, carriers, realm.clock)
-            if found is None:
-                break
-            place, heap = found
-            if place.job.job_id in taken:
-                passed_over.append(found)
-                continue
-            this = this or Pull(realm, wanted)
-            taken.add(place.job.job_id)
-            size += place.job.data_bytes
-            leased.append(this.lease(place, heap))
-        for place, heap in passed_over:
-            queue.put_back(place, heap)
-        if len(leased) >= wanted.limit:
-            break
-    return leased
+    return Pull(realm, wanted).take(wanted.limit) if has_ready(realm, wanted) else []
 
 
 def _sources(realm: Realm, wanted: Wanted) -> Iterator[tuple[Queue, dict[str, Collection[Job]] | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from restq.shards import rows
@@ -10,9 +11,16 @@ from restq.shards.job import LEASED, make_place
 from restq.shards.settings import UNLIMITED, LimitSettings, QueueSettings
 
 if TYPE_CHECKING:
-    from restq.shards.job import Job, Terms
+    from restq.shards.job import Job, Place, Terms
     from restq.shards.queue import Queue
     from restq.shards.realm import Realm
+
+
+def of(place: Place) -> Iterator[Limit]:
+    """The limits that hold for a place: those of its job's tags, and its queue's."""
+    yield from (gate for gate in place.job.gates if isinstance(gate, Limit))
+    if place.queue.limit is not None:
+        yield place.queue.limit
 
 
 def refresh(realm: Realm, limit: Limit) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from restq.errors import FieldInvalid
 from restq.names import QueueId, queue_order
-from restq.shards import configuring
+from restq.shards import configuring, limits
 from restq.shards.archive import Archive
 from restq.shards.gates import After, Limit
 from restq.shards.job import DEAD, DELAYED, LEASED, MARK_CANCELLED, QUEUED, Job, Place
@@ -182,8 +182,8 @@ def explain(realm: Realm, job: Job, archive: Archive) -> dict[str, Any]:
     for place in places:
         shown = shown_place(realm, place, archive)
         shown["explanation"] = _why(realm, place, shown)
-        if limits := [_shown_limit(limit) for limit in realm.limits_of(place)]:
-            shown["limits"] = limits
+        if found := [_shown_limit(limit) for limit in limits.of(place)]:
+            shown["limits"] = found
         if job.terms.after:
             shown["after"] = dict(_carried_by_others(realm, job))
         explained.append(shown)
@@ -219,7 +219,7 @@ def _why(realm: Realm, place: Place, shown: dict[str, Any]) -> str:
     if shown["state"] == "blocked":
         blocking = [f"{tag!r} ({count} jobs)" for tag, count in _carried_by_others(realm, place.job) if count]
         return f"it comes after what is tagged {', '.join(blocking)}."
-    for limit in realm.limits_of(place):
+    for limit in limits.of(place):
         if limit.is_shut:
             return f"it is ready, and held by {limit.kind} {limit.name!r}: {_what_holds(realm, limit)}."
     lower = sum(
@@ -235,9 +235,11 @@ def _why(realm: Realm, place: Place, shown: dict[str, Any]) -> str:
 
 
 def _what_holds(realm: Realm, limit: Limit) -> str:
-    limits = limit.settings
-    if limits.paused:
+    settings = limit.settings
+    if settings.paused:
         return "it is paused"
-    if limits.max_leased is not None and limit.leased_count >= limits.max_leased:
-        return f"{limit.leased_count} of at most {limits.max_leased} jobs are leased"
-    return f"its rate of {limits.rate:g} a second lets the next one pass in {(limit.opens_at or 0) - realm.clock:.2f} s"
+    if settings.max_leased is not None and limit.leased_count >= settings.max_leased:
+        return f"{limit.leased_count} of at most {settings.max_leased} jobs are leased"
+    return (
+        f"its rate of {settings.rate:g} a second lets the next one pass in {(limit.opens_at or 0) - realm.clock:.2f} s"
+    )

@@ -122,8 +122,7 @@ class Loader:
             self._set_gates(realm)
         ran_out: list[tuple[Realm, Place]] = []
         for key, (realm, places) in self._places.items():
-            late = _hold_all(realm, self._queues[key], places)
-            ran_out += [(realm, place) for place in late if place.at > clock]
+            ran_out += [(realm, place) for place in _hold_all(realm, self._queues[key], places)]
         for realm in self._realms.values():
             for limit in (*realm.tags.limits.values(), *(queue.limit for queue in realm.queues.values())):
                 if limit is not None:
@@ -167,7 +166,7 @@ def _hold_all(realm: Realm, queue: Queue, places: list[Place]) -> list[Place]:
         if history.lease:
             realm.leases[key] = job
             if state == LEASED and (job.gates or queue.limit is not None):
-                for limit in realm.limits_of(place):
+                for limit in limits.of(place):
                     limit.leased_count += 1
         queue.counts[state] += 1
         for tag in job.tags:

@@ -67,14 +67,14 @@ class Moves:
 
     def held_realm(self, name: str) -> Realm:
         """The realm that a move holds."""
-        realm = self._shard.actor(name).realm
+        realm = self._shard.mailboxes.actor(name).realm
         assert realm is not None, "a realm on the move exists"
         return realm
 
     def depart(self, mail: Mail, target: int) -> None:
         """The realm is whole in another shard: say so from now on, and remove what is left here."""
         shard = self._shard
-        actor = shard.actor(mail.realm)
+        actor = shard.mailboxes.actor(mail.realm)
         realm, actor.realm = actor.realm, None
         assert realm is not None, "a realm on the move exists"
         self.note(mail.realm, target)

@@ -146,7 +146,7 @@ class ShardProcess:
             while shard.busy(self._clock.now()) or shard.outbox or len(shard.changes):
                 if self._failure is not None:
                     raise self._failure
-                if self._stopping and not shard.has_mail and not shard.outbox:
+                if self._stopping and not shard.mailboxes and not shard.outbox:
                     return  # a removal that is under way goes on with the next start
                 await self._turn()
                 await asyncio.sleep(0)  # read what arrived meanwhile
@@ -186,6 +186,7 @@ class ShardProcess:
                 shard.stats.group_count += 1
                 shard.stats.row_count += len(changes)
                 shard.stats.commit_seconds += time.monotonic() - commit_at
+        shard.committed()
         await self._send(outbox)
         ended_at = time.monotonic()
         for mail, _ in outbox:

@@ -76,7 +76,10 @@ class Lane:
         """What to pull from: all of it, or what carries one of these tags, given with the jobs that carry each."""
         if tags is None:
             return [self.heap]
-        return [self._tag_heap(tag, carriers, now) for tag, carriers in tags.items()]
+        found = [self._tag_heap(tag, carriers, now) for tag, carriers in tags.items()]
+        while len(self.tag_heaps) > max(TAG_HEAPS_MAX, len(tags)):
+            del self.tag_heaps[next(iter(self.tag_heaps))]  # the one that nobody asked for the longest
+        return found
 
     def _tag_heap(self, tag: str, carriers: Collection[Job], now: float) -> LazyHeap[Place]:
         heap = self.tag_heaps.pop(tag, None)
@@ -86,8 +89,6 @@ class Lane:
                 heap.rebuild(self._held_of(carriers, now))
             else:
                 heap.rebuild([place for place in live_of(self.heap.entries) if tag in place.job.tags])
-            if len(self.tag_heaps) >= TAG_HEAPS_MAX:
-                del self.tag_heaps[next(iter(self.tag_heaps))]  # the one that nobody asked for the longest
         self.tag_heaps[tag] = heap
         return heap
 

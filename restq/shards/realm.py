@@ -26,6 +26,7 @@ from __future__ import annotations
 import sys
 from bisect import insort
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from restq.errors import JobNotFound
 from restq.names import QueueId, queue_order
@@ -53,9 +54,8 @@ from restq.shards.roll import Roll
 from restq.shards.settings import PLAIN_REALM, RealmSettings
 from restq.shards.tags import TagIndex
 
-
-def _middling() -> float:
-    return 0.5
+# Something that happened: what, the realm's name, job id, queue id, when, and what else there is to say.
+Event = tuple[str, str, str, QueueId, float, dict[str, Any] | None]
 
 
 class Realm:
@@ -66,7 +66,18 @@ class Realm:
     """
 
     __slots__ = (
-        *("agenda", "changes", "chance", "clock", "data_bytes", "default_lease_time", "epoch", "exists", "expiries"),
+        *(
+            "agenda",
+            "changes",
+            "chance",
+            "clock",
+            "data_bytes",
+            "default_lease_time",
+            "epoch",
+            "events",
+            "exists",
+            "expiries",
+        ),
         *("jobs", "key", "keys", "leases", "name", "pinned", "queues", "result_count", "roll", "settings", "shift"),
         *("tags", "task", "_order"),
     )
@@ -78,7 +89,7 @@ class Realm:
         default_lease_time: float,
         keys: Keys,
         changes: Changes,
-        chance: Callable[[], float] = _middling,
+        chance: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self.key = key
         self.name = name
@@ -102,6 +113,7 @@ class Realm:
         self.keys = keys
         self.changes = changes
         self.chance = chance
+        self.events: list[Event] | None = None  # what happens goes there while somebody listens
         self._order: list[Queue] = []  # the queues, in the order in which they are served
 
     # -- time --------------------------------------------------------------------------------------------------
@@ -164,6 +176,8 @@ class Realm:
         job.add(place)
         self.hold(place)
         self.changes.places[key] = (key, job.key, queue.key, at, *history)
+        if self.events is not None:
+            self.tell("added", place)
 
     def replace(self, old: Place, at: float, history: History, popped_from: LazyHeap[Place] | None = None) -> Place:
         """Put a new place in the stead of `old`, which the heap `popped_from` does not have any more."""
@@ -197,11 +211,18 @@ class Realm:
             counts[LEASED] += 1
         self.leases[key] = job
         if job.gates or queue.limit is not None:
-            for limit in self.limits_of(new):
+            for limit in limits.of(new):
                 limit.took(self.clock)
                 limits.passed(self, limit)
         self.changes.places[key] = (key, job.key, queue.key, at, *history)
+        if self.events is not None:
+            self.tell("leased", new, attempt=history.attempt, worker=history.worker)
         return new
+
+    def tell(self, kind: str, place: Place, **facts: Any) -> None:
+        """Say what happened to a place, if somebody listens."""
+        if self.events is not None:
+            self.events.append((kind, self.name, place.job.job_id, place.queue.queue_id, self.clock, facts))
 
     def hold(self, place: Place) -> None:
         """Have a place, which its job holds already, where its state says."""
@@ -220,7 +241,7 @@ class Realm:
         if history.lease:
             self.leases[key] = job
             if state == LEASED:
-                for limit in self.limits_of(place):
+                for limit in limits.of(place):
                     limit.leased_count += 1
                     limit.refresh(self.clock)
         queue.counts[state] += 1
@@ -241,17 +262,11 @@ class Realm:
         if history.lease:
             del self.leases[key]
             if state == LEASED:
-                for limit in self.limits_of(place):
+                for limit in limits.of(place):
                     limit.ended(self.clock)
         queue.counts[state] -= 1
         for tag in job.tags:
             self.tags[tag].counts[state] -= 1
-
-    def limits_of(self, place: Place) -> Iterator[Limit]:
-        """The limits that hold for a place: those of its job's tags, and its queue's."""
-        yield from (gate for gate in place.job.gates if isinstance(gate, Limit))
-        if place.queue.limit is not None:
-            yield place.queue.limit
 
     # -- jobs come and go --------------------------------------------------------------------------------------
 
@@ -275,7 +290,13 @@ class Realm:
         self.note_job(job)
         return job
 
-    def drop(self, job: Job, popped: Place | None = None, popped_from: LazyHeap[Place] | None = None) -> None:
+    def drop(
+        self,
+        job: Job,
+        popped: Place | None = None,
+        popped_from: LazyHeap[Place] | None = None,
+        event: str = "removed",
+    ) -> None:
         """Let go of the job; its place `popped` is out of the heap `popped_from` already."""
         changes = self.changes
         self.data_bytes -= len(job.job_id) + job.data_bytes
@@ -285,7 +306,7 @@ class Realm:
             self.expiries.discard(job)
         for place in job.let_go():
             self.let_go(place, self.state_of(place), popped_from if place is popped else None)
-            self._forget_place(place)
+            self._forget_place(place, event)
         if job.gates:
             self.tags.set_gates(job, ())
         self.tags.drop(job)
@@ -293,19 +314,21 @@ class Realm:
         self.roll.dropped()
         changes.jobs[job.key] = None
 
-    def take_out(self, place: Place, popped_from: LazyHeap[Place] | None = None) -> bool:
+    def take_out(self, place: Place, popped_from: LazyHeap[Place] | None = None, event: str = "removed") -> bool:
         """Take a job out of one of its queues; returns whether it stood in no other and is gone."""
         job = place.job
         if not job.others:
-            self.drop(job, place, popped_from)
+            self.drop(job, place, popped_from, event)
             return True
         state = self.state_of(place)
         job.leave(place)
         self.let_go(place, state, popped_from)
-        self._forget_place(place)
+        self._forget_place(place, event)
         return False
 
-    def _forget_place(self, place: Place) -> None:
+    def _forget_place(self, place: Place, event: str) -> None:
+        if self.events is not None:
+            self.tell(event, place)
         self.changes.places[place.key] = None
         if place.history.nacks or place.history.expiries:
             self.changes.failures[place.key] = None

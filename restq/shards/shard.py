@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 
 from restq.errors import InternalError, Overloaded, RestqError, StorageFull
@@ -34,16 +33,18 @@ from restq.shards.changes import Changes, Keys
 from restq.shards.chores import Chores
 from restq.shards.commands import READING, REALM_OPERATIONS, SHARD_OPERATIONS
 from restq.shards.commands.call import Call, Done, Wait, Work
-from restq.shards.internal import INTERNAL_OPERATIONS, has_ready
+from restq.shards.events import Events
+from restq.shards.internal import INTERNAL_OPERATIONS
 from restq.shards.loader import Loader
+from restq.shards.mailboxes import Mailboxes
 from restq.shards.moves import Moves
 from restq.shards.moving import ARRIVAL_OPERATIONS, Arrivals
 from restq.shards.realm import Realm
 from restq.shards.replies import Replies
 from restq.shards.stats import Stats
 from restq.shards.store import Loaded, Mark, StoreFailed
-from restq.shards.sweeps import KINDS, dissolve
-from restq.shards.tasks import STEP_COUNT, Tasks
+from restq.shards.sweeps import dissolve
+from restq.shards.tasks import RESUMED, STEP_COUNT, Tasks
 from restq.shards.waking import Waking
 
 GROUP_ROWS_MAX = 8_000  # a group that changed so many rows is committed before more mail is read
@@ -70,7 +71,7 @@ class Shard:
         self.changes = Changes()
         self.outbox: list[tuple[Mail, Reply]] = []
         self.stats = Stats()
-        self.mail_bytes = 0  # of the bodies that wait
+        self.mailboxes = Mailboxes()
         self._reply_bytes = 0  # of the replies of this turn
         self.full = False  # the disk is: changes are refused until a probe finds room
         self._default_lease_time = default_lease_time
@@ -80,32 +81,27 @@ class Shard:
         self.archive = Archive(store, self.changes)
         self.replies = Replies(self.keys, self.changes)
         self.waking = Waking(self.archive, self.replies, self.answer, self._realm_of)
+        self.events = Events()
         self._chores = Chores(self.archive, self.changes, self.replies)
         self.tasks = Tasks(self)
         self.moves = Moves(self)
         self._arrivals = Arrivals(self, self.tasks.discard, self.moves.arrive)
-        self._actors: dict[str, Actor] = {}
         self._agenda = Agenda()  # of actors, in whose realms time is to pass
-        self._round: deque[Actor] = deque()
-        self._several = Actor("")  # mailbox for what concerns several realms: it waits while one of them is held
-        self._unheld = Actor("")  # mailbox for what waits for no realm: figures, and realms that move in
 
     # -- start -------------------------------------------------------------------------------------------------
 
     def load(self, loaded: Loaded, now: float) -> None:
         """Be what the store says; what was in memory is forgotten, what waits as mail stays."""
-        mail = [mail for actor in self._actors.values() for mail in actor.mail]
         self._now = now
         self.keys.next_key = max(self.keys.next_key, loaded.mark.next_key)
         self.changes.take()
+        self.events.forget()
         self._arrivals.forget()
-        for actor in (*self._actors.values(), *self.tasks.actors):
+        for actor in (*self.mailboxes.actors.values(), *self.tasks.actors):
             if actor.realm is not None:
                 dissolve(actor.realm)
-        self._actors = {}
+        mail = self.mailboxes.clear() + self.waking.take_mail()
         self._agenda = Agenda()
-        self._round.clear()
-        self._several.queued = self._unheld.queued = False
         self.tasks.actors.clear()
         self.moves.forget()
         for name, shard in loaded.moved.items():
@@ -121,11 +117,7 @@ class Shard:
                 self._chores.orphan(key, now)
         self._chores.expect(now)
         for waiting in mail:
-            self._deliver(self.actor(waiting.realm), waiting)
-        for waiting in self.waking.take_mail():
             self.receive(waiting)
-        self._enqueue(self._several)
-        self._enqueue(self._unheld)
 
     def new_loader(self) -> Loader:
         """What makes realms of rows here."""
@@ -137,11 +129,12 @@ class Shard:
         if task is not None and task.kind == "arrive":  # it never came to count
             self.tasks.discard(realm)
             return
-        actor = self.actor(realm.name)
+        actor = self.mailboxes.actor(realm.name)
         actor.realm = realm
+        realm.events = self.events.told
         self.placement.learn(realm.name, self.index)
         self._agenda.put(actor, realm.next_deadline())
-        if task is not None and task.kind in KINDS:
+        if task is not None and task.kind in RESUMED:
             self.tasks.resume(actor, realm, task)
         elif task is not None and task.kind == "move":
             self.moves.resume(actor, int(task.target or 0))
@@ -157,42 +150,20 @@ class Shard:
         if mail.operation == "leave":
             self.waking.leave(mail.sender, mail.params[0], self._now)
             return
-        if self.mail_bytes + len(mail.body) > MAIL_BYTES_MAX and mail.operation not in ARRIVAL_OPERATIONS:
+        if self.mailboxes.bytes + len(mail.body) > MAIL_BYTES_MAX and mail.operation not in ARRIVAL_OPERATIONS:
             busy = Overloaded(f"shard {self.index} has more requests waiting than fit; nothing was done, try again")
             self.answer(mail, refusal(mail, busy))
             return
-        self.mail_bytes += len(mail.body)
         if mail.realm:
-            self._deliver(self.actor(mail.realm), mail)
+            actor = self.mailboxes.actor(mail.realm)
         else:
             # Two shards whose realms cross must not wait for each other behind a call that waits for both.
-            waits = mail.operation in SHARD_OPERATIONS
-            self._deliver(self._several if waits else self._unheld, mail)
-
-    def _deliver(self, actor: Actor, mail: Mail) -> None:
-        actor.mail.append(mail)
-        self._enqueue(actor)
-
-    def _enqueue(self, actor: Actor) -> None:
-        if actor.mail and not actor.queued and not actor.held:
-            actor.queued = True
-            self._round.append(actor)
-
-    def actor(self, name: str) -> Actor:
-        """The actor of a realm's name, made if need be."""
-        actor = self._actors.get(name)
-        if actor is None:
-            actor = self._actors[name] = Actor(name)
-        return actor
-
-    @property
-    def has_mail(self) -> bool:
-        """Whether somebody waits for an answer that a turn would give."""
-        return bool(self._round)
+            actor = self.mailboxes.several if mail.operation in SHARD_OPERATIONS else self.mailboxes.unheld
+        self.mailboxes.receive(actor, mail)
 
     def busy(self, now: float) -> bool:
         """Whether a turn would find something to do."""
-        return bool(self._round or (self.tasks.actors and not self.full) or self.next_deadline() <= now)
+        return bool(self.mailboxes or (self.tasks.actors and not self.full) or self.next_deadline() <= now)
 
     def next_deadline(self) -> float:
         """When a turn is to be made even if nothing arrives; infinity if never."""
@@ -208,24 +179,21 @@ class Shard:
             self._let_time_pass()
             self._chores.do(self.realms(), now)
             self.tasks.step()
-        while self._round and not self._is_over and len(self.changes) < GROUP_ROWS_MAX:
-            actor = self._round.popleft()
-            actor.queued = False
-            mail = actor.mail.popleft()
+        while self.mailboxes and not self._is_over and len(self.changes) < GROUP_ROWS_MAX:
+            actor, mail = self.mailboxes.take()
             try:
                 outcome = self._serve(actor, mail)
             except Held:
-                actor.mail.appendleft(mail)  # until `release`, or the next turn
-                if actor is not self._several:
-                    self._enqueue(actor)
+                self.mailboxes.put_back(actor, mail)  # until `release`, or the next turn
+                if actor is not self.mailboxes.several:
+                    self.mailboxes.enqueue(actor)
                 continue
-            self.mail_bytes -= len(mail.body)
             self._follow(actor, mail, outcome)
             if self._reply_bytes > TURN_REPLY_BYTES_MAX:
                 break
         self.waking.time_up(now)
         if self.waking.waits_for_several:
-            self.waking.several(lambda call: has_ready(self, call), now)
+            self.waking.several(self._ask_again, now)
 
     def _follow(self, actor: Actor, mail: Mail, outcome: Reply | Work | Wait | None) -> None:
         if isinstance(outcome, Work):
@@ -237,8 +205,8 @@ class Shard:
             self.answer(mail, outcome)
         if actor.realm is not None and not actor.held:
             self._happened(actor)
-        self._enqueue(actor)
-        self._forget(actor)
+        self.mailboxes.enqueue(actor)
+        self.mailboxes.forget(actor)
 
     def _serve(self, actor: Actor, mail: Mail) -> Reply | Work | Wait | None:
         """Reply to one message; None where somebody will reply later. Raises Held."""
@@ -303,15 +271,11 @@ class Shard:
         """An empty realm, which comes to be when something is written to it."""
         realm = Realm(self.keys.take(), name, self._default_lease_time, self.keys, self.changes, self._chance)
         realm.pinned = home(name, self.placement.shard_count) != self.index
+        realm.events = self.events.told
         return realm
 
     def _realm_of(self, name: str) -> Realm:
         return self.find(name) or self._new_realm(name)
-
-    def _forget(self, actor: Actor) -> None:
-        """A name that nobody uses takes no memory."""
-        if actor.realm is None and not actor.mail and not actor.held and self._actors.get(actor.name) is actor:
-            del self._actors[actor.name]
 
     # -- time --------------------------------------------------------------------------------------------------
 
@@ -352,18 +316,21 @@ class Shard:
             return elsewhere.reply(mail.request_id)
         finally:
             for name, realm in several.touched.items():
-                actor = self.actor(name)
+                actor = self.mailboxes.actor(name)
                 self.settle(actor, realm)
                 if realm.exists:
                     self._happened(actor)
 
+    def _ask_again(self, mail: Mail, call: Call) -> Reply | Wait:
+        return INTERNAL_OPERATIONS[mail.operation](self, mail, call)
+
     def several(self) -> Several:
         """The realms of this shard, to what concerns more than one of them."""
-        return Several(self.index, self.placement, self._actors, self._new_realm)
+        return Several(self.index, self.placement, self.mailboxes.actors, self._new_realm)
 
     def realms(self) -> Iterator[Realm]:
         """The realms that exist here."""
-        return (actor.realm for actor in self._actors.values() if actor.realm is not None)
+        return (actor.realm for actor in self.mailboxes.actors.values() if actor.realm is not None)
 
     # -- tasks, and realms that come and go ----------------------------------------------------------------------
 
@@ -372,20 +339,34 @@ class Shard:
         if not realm.exists and actor.realm is realm:
             self._chores.orphan(realm.key, self._now)
         actor.realm = realm if realm.exists else None
-        self._forget(actor)
+        self.mailboxes.forget(actor)
 
     def release(self, actor: Actor) -> None:
         """The realm is not held any more: its mail is served again."""
         actor.held = False
-        if self._actors.get(actor.name) is actor:
+        if self.mailboxes.actors.get(actor.name) is actor:
             self._happened(actor)
-        self._enqueue(actor)
-        self._forget(actor)
-        self._enqueue(self._several)
+        self.mailboxes.enqueue(actor)
+        self.mailboxes.forget(actor)
+        self.mailboxes.enqueue(self.mailboxes.several)
+
+    def listen(self) -> None:
+        """Somebody wants to know what happens."""
+        if self.events.listen(self._now):
+            for realm in self.realms():
+                realm.events = self.events.told
+
+    def committed(self) -> None:
+        """What this turn did is committed: now it is told."""
+        if self.events.record(self._now):
+            for realm in self.realms():
+                realm.events = None
+        elif self.waking.waits_for_several:
+            self.waking.several(self._ask_again, self._now)
 
     def find(self, name: str) -> Realm | None:
         """The realm of this name, if it exists here."""
-        actor = self._actors.get(name)
+        actor = self.mailboxes.actors.get(name)
         return None if actor is None else actor.realm
 
     # -- replies -----------------------------------------------------------------------------------------------------

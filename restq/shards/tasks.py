@@ -11,12 +11,13 @@ from restq.shards.changes import BATCH, Task
 from restq.shards.commands import REALM_OPERATIONS
 from restq.shards.commands.call import NOTHING, Call, Done, Work
 from restq.shards.realm import Realm
-from restq.shards.sweeps import Sweep
+from restq.shards.sweeps import KINDS, Sweep
 
 if TYPE_CHECKING:
     from restq.shards.shard import Shard
 
 STEP_COUNT = 1_000  # jobs in one step: some milliseconds
+RESUMED = KINDS | {BATCH}  # kinds of tasks that go on here after a start
 
 
 class Tasks:
@@ -35,7 +36,7 @@ class Tasks:
     def resume(self, actor: Actor, realm: Realm, task: Task) -> None:
         """Go on with what began before a start: nobody waits for it."""
         if task.kind != BATCH:
-            self.begin(actor, Work(Sweep(realm, task), lambda: NOTHING), None)
+            self.begin(actor, Work(Sweep(realm, task), lambda: Done(NOTHING)), None)
             return
         operation, now = task.details
         body = self._shard.archive.payload(int(task.target or 0))
@@ -63,7 +64,7 @@ class Tasks:
             if not work.steps.step(STEP_COUNT):
                 self.actors.append(actor)
                 return
-            done = Done(work.reply())
+            done = work.reply()
         except RestqError as error:  # a batch is refused, before anything of it is done
             done = error
         actor.work = None

@@ -82,12 +82,12 @@ class Waking:
         """Whether anybody waits for jobs of several realms."""
         return self._waiting.has("")
 
-    def several(self, has_ready: Callable[[Call], Reply | None], now: float) -> None:
-        """Answer those that wait for jobs of several realms, and have them ask for what there is."""
+    def several(self, ask: Callable[[Mail, Call], Reply | Wait], now: float) -> None:
+        """Ask once more for those that wait for something of several realms, and answer them if there is something."""
         for head in self._waiting.heads(""):
-            found = has_ready(self._call(head.mail, now))
+            found = ask(head.mail, self._call(head.mail, now))
             waiter: Waiter | None = head
-            while found is not None and waiter is not None:
+            while isinstance(found, Reply) and waiter is not None:
                 self._waiting.remove(waiter)
                 self._answer(waiter.mail, found._replace(request_id=waiter.mail.request_id))
                 waiter = self._waiting.following(waiter)

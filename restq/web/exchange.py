@@ -224,7 +224,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     async def _ask_everywhere(self, operation: Operation, call: Call) -> None:
         try:
             if self._once:
-                outcome = await self._app.once.ask(self._once, partial(operation, call), self._is_gone)
+                outcome = await self._app.once.ask(self._once, partial(operation, call), self._is_gone, self.leave)
             else:
                 outcome = await operation(call)
         except Exception as error:

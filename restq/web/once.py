@@ -13,8 +13,9 @@ import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
-from restq.errors import FieldInvalid, RestqError, ShardUnavailable, from_reply
+from restq.errors import FieldInvalid, IdempotencyKeyReused, RestqError, ShardUnavailable, from_reply
 from restq.placement import home
 from restq.protocol import Reply
 from restq.web.calls import Outcome
@@ -34,24 +35,39 @@ def read_once(key: str, method: str, path: str, body: bytes) -> tuple[str, str]:
     return key, digest.hexdigest()
 
 
+class _UnderWay(NamedTuple):
+    digest: str
+    done: asyncio.Event
+    leave: Callable[[], None]
+
+
 class Once:
     """The calls over several realms that came with a key."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
-        self._under_way: dict[str, asyncio.Event] = {}
+        self._under_way: dict[str, _UnderWay] = {}  # by key
 
     async def ask(
-        self, once: tuple[str, str], work: Callable[[], Awaitable[Outcome]], is_gone: Callable[[], bool]
+        self,
+        once: tuple[str, str],
+        work: Callable[[], Awaitable[Outcome]],
+        is_gone: Callable[[], bool],
+        leave: Callable[[], None],
     ) -> Outcome:
         """The outcome that is kept under the key, or that of this work, kept from now on.
 
-        What a client that is gone by then would have leased is not kept: it is the caller's to undo.
+        Of two at once the second goes on once the first is done; that one waits for jobs no longer. What a client
+        that is gone by then would have leased is not kept: it is the caller's to undo.
         """
-        key = once[0]
+        key, digest = once
         while (other := self._under_way.get(key)) is not None:
-            await other.wait()
-        done = self._under_way[key] = asyncio.Event()
+            if other.digest != digest:
+                raise IdempotencyKeyReused(f"the idempotency key {key!r} is in use for another request", HEADER)
+            other.leave()
+            await other.done.wait()
+        done = asyncio.Event()
+        self._under_way[key] = _UnderWay(digest, done, leave)
         try:
             kept = await self._call("recall", once)
             if kept.status == 200:

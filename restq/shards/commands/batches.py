@@ -61,9 +61,9 @@ class Batch(Generic[Part]):
             self._realm.changes.payloads[key] = self._call.body
             self._realm.set_task(Task(BATCH, key, (self._operation, str(self._call.now))))
 
-    def reply(self) -> bytes:
+    def reply(self) -> Done:
         """What all slices together reply."""
-        return encode(self._reply)
+        return Done(encode(self._reply))
 
 
 def in_slices(

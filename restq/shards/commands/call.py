@@ -53,7 +53,7 @@ class Work(NamedTuple):
     """What goes on in steps, and what to reply once it is done."""
 
     steps: Steps
-    reply: Callable[[], bytes]
+    reply: Callable[[], Done]
 
 
 class Wait(NamedTuple):

@@ -236,4 +236,4 @@ def move_tagged_jobs(realm: Realm, call: Call) -> Work:
 
 def counted(sweep: sweeps.Sweep, *names_of_counts: str) -> Work:
     """The sweep, which then replies with these of its counts."""
-    return Work(sweep, lambda: encode({name: sweep.counts[name] for name in names_of_counts}))
+    return Work(sweep, lambda: Done(encode({name: sweep.counts[name] for name in names_of_counts})))

@@ -10,8 +10,8 @@ import msgspec
 from restq import bodies, names
 from restq.errors import FieldInvalid
 from restq.shards import adding, data, finishing, leasing
-from restq.shards.commands.batches import in_slices
-from restq.shards.commands.call import NOTHING, Call, Done, Outcome, Wait, encode
+from restq.shards.commands.batches import SLICE_COUNT, in_slices
+from restq.shards.commands.call import NOTHING, Call, Done, Outcome, Wait, Work, encode
 from restq.shards.finishing import lease_id
 from restq.shards.job import Place
 from restq.shards.leasing import Wanted
@@ -53,32 +53,76 @@ def leased_job(realm: Realm, place: Place, call: Call, with_realm: bool = False)
     return LeasedJob(job.job_id, queue.queue_id, call.data(job), job.tags, history.attempt, proof, place.at, realm_name)
 
 
-def pull_2013(realm: Realm, call: Call) -> Done:
+def pull_2013(realm: Realm, call: Call) -> Outcome:
     """GET /{realm}/job: an object of job ids."""
     wanted = Wanted(bodies.count(call.params[0]), bodies.max_queue(call.params[1], "max-queue"))
-    places = leasing.pull(realm, wanted, call.now)
-    jobs = {place.job.job_id: (place.queue.queue_id, call.data(place.job)) for place in places}
-    return _leased(jobs, places)
+    realm.advance(call.now)
+    return Pulling(realm, call, wanted, _as_in_2013).begin()
+
+
+def _as_in_2013(realm: Realm, call: Call, places: list[Place]) -> bytes:
+    return encode({place.job.job_id: (place.queue.queue_id, call.data(place.job)) for place in places})[1:-1]
 
 
 def pull(realm: Realm, call: Call) -> Outcome:
     """POST /{realm}/pull."""
     said = _read_pull(call.body or NOTHING)
     wanted, wait = read_wanted(said), bodies.wait(said.wait)
-    done = _pull(realm, call, wanted)
-    if done.lease or not wait or not wanted.limit:
-        return done
-    return Wait(wait, wanted, lambda realm, call: _pulled(realm, call, wanted), lambda realm, call: done)
+    realm.advance(call.now)
+    outcome = Pulling(realm, call, wanted).begin()
+    if isinstance(outcome, Work) or outcome.lease or not wait or not wanted.limit:
+        return outcome
+    nothing = outcome
+    return Wait(wait, wanted, lambda realm, call: _pulled(realm, call, wanted), lambda realm, call: nothing)
 
 
 def _pulled(realm: Realm, call: Call, wanted: Wanted) -> Done | None:
-    done = _pull(realm, call, wanted)
-    return done if done.lease else None
-
-
-def _pull(realm: Realm, call: Call, wanted: Wanted) -> Done:
     places = leasing.pull(realm, wanted, call.now)
-    return _leased({"jobs": [leased_job(realm, place, call) for place in places]}, places)
+    return _leased({"jobs": [leased_job(realm, place, call) for place in places]}, places) if places else None
+
+
+def _listed(realm: Realm, call: Call, places: list[Place]) -> bytes:
+    return encode([leased_job(realm, place, call) for place in places])[1:-1]
+
+
+class Pulling:
+    """A pull of many jobs, slice by slice; `shown` writes the jobs of one."""
+
+    def __init__(
+        self,
+        realm: Realm,
+        call: Call,
+        wanted: Wanted,
+        shown: Callable[[Realm, Call, list[Place]], bytes] = _listed,
+    ) -> None:
+        self._realm = realm
+        self._call = call
+        self._wanted = wanted
+        self._shown = shown
+        self._pull: leasing.Pull | None = None
+        self._slices: list[bytes] = []
+        self._held_until = 0.0
+
+    def begin(self) -> Done | Work:
+        """The first slice, which nearly always is all."""
+        if not leasing.has_ready(self._realm, self._wanted) or self.step(SLICE_COUNT):
+            return self.done()
+        return Work(self, self.done)
+
+    def step(self, count: int) -> bool:
+        """Lease one more slice; True once there are no more."""
+        self._pull = self._pull or leasing.Pull(self._realm, self._wanted)
+        places = self._pull.take(SLICE_COUNT)
+        if places:
+            self._slices.append(self._shown(self._realm, self._call, places))
+            self._held_until = max(self._held_until, max(place.at for place in places))
+        return len(places) < SLICE_COUNT or self._pull.is_over
+
+    def done(self) -> Done:
+        """The reply to all of it."""
+        jobs = b",".join(self._slices)
+        body = b'{"jobs":[' + jobs + b"]}" if self._shown is _listed else b"{" + jobs + b"}"
+        return Done(body, self._pull.number if self._slices and self._pull is not None else 0, self._held_until)
 
 
 def _leased(reply: dict[str, Any], places: list[Place]) -> Done:

@@ -163,5 +163,5 @@ def configure_tag(realm: Realm, call: Call) -> Outcome:
     settings = configuring.limit_settings(UNLIMITED if known is None else known.settings, said)
     reply = encode(configuring.shown_limits(settings))
     if limits.configure_tag(realm, tag, settings) and tag in realm.tags:
-        return Work(sweeps.rearrange(realm, tag), lambda: reply)
+        return Work(sweeps.rearrange(realm, tag), lambda: Done(reply))
     return Done(reply)
