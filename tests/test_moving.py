@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 from typing import Any
 
 import pytest
-from shard_rig import HOME_0, HOME_1, LARGE, A, Rig, bulk, ids, only_rows_of
+from shard_rig import HOME_0, HOME_1, LARGE, A, Rig, bulk, carry_out, ids, only_rows_of, pin, send_rows
 
 from restq.errors import ShardUnavailable
 from restq.placement import home
-from restq.protocol import MOVED, Reply
+from restq.protocol import MOVED
 from restq.shards import moving, rows, tasks
 
 # -- realms elsewhere ------------------------------------------------------------------------------------------------
@@ -53,46 +52,6 @@ def test_pin_to_where_the_realm_is_moves_nothing() -> None:
     rig.ask("place_realm", HOME_0, [0])
     assert rig.ask("get_stats")["realms"][HOME_0]["pinned"] is False
     assert rig.shard.moves.asked == []
-
-
-class Wire:
-    """In the place of a pipe: calls of the target, each of which may be the last."""
-
-    def __init__(self, target: Rig, calls: int = 1_000_000) -> None:
-        self.target = target
-        self.calls = calls
-
-    async def call(self, operation: str, realm: str, params: list[Any], body: bytes) -> Reply:
-        if self.calls == 0:
-            raise ShardUnavailable("gone")
-        self.calls -= 1
-        request_id = self.target.send(operation, realm, params, body)
-        while request_id not in self.target.replies:
-            self.target.turn()
-        return self.target.replies[request_id]
-
-
-def pin(source: Rig, realm: str, shard: int) -> int:
-    """Ask for a move; the realm is held from then on."""
-    request_id = source.send("place_realm", realm, [1], {"shard": shard})
-    source.turn()
-    assert request_id not in source.replies
-    return request_id
-
-
-def carry_out(source: Rig, target: Rig, calls: int = 1_000_000) -> None:
-    """What the process of the source does with a move: send all, and then say that the realm is gone."""
-    ((mail, shard),) = source.shard.moves.asked
-    send_rows(source, target, calls)
-    source.shard.moves.take()
-    source.shard.moves.depart(mail, shard)
-
-
-def send_rows(source: Rig, target: Rig, calls: int = 1_000_000) -> None:
-    ((mail, _),) = source.shard.moves.asked
-    realm = source.shard.moves.held_realm(mail.realm)
-    wire: Any = Wire(target, calls)
-    asyncio.run(moving._send_once(realm, source.shard.keys.next_key, source.store, wire))
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def next_events(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
     else:
         found, at, lost = shard.events.after(number, realm)
         if not found and not lost:
+            call.params[1] = at  # what concerns others is not looked at again
             return Wait(seconds, encode(call.params), lambda realm, call: None, lambda realm, call: Done(b"null"))
     counts = {
         held.name: {"jobs": len(held.jobs), "tags": len(held.tags), "leased": len(held.leases)}

@@ -24,6 +24,7 @@ from restq.web import once, routes
 from restq.web.app import BODIES_BYTES_MAX, REPLIES_BYTES_MAX, App
 from restq.web.calls import Call, Lease, Operation
 from restq.web.encodings import JSON_TYPE, MSGPACK_TYPE, json_of, msgpack_of
+from restq.web.events import EventStream
 
 DRAIN_FACTOR = 8  # a body up to so many times too large is read to its end, so that the client sees the refusal
 LENGTH_DIGITS_MAX = 18  # a Content-Length with more is Tornado's to refuse
@@ -154,6 +155,9 @@ class Exchange(httputil.HTTPMessageDelegate):
                 self._wait(partial(_set_done, left))
             self._app.run(self._ask_everywhere(everywhere, Call(found.query, body, left)))
             return
+        if found.route.streams:
+            self._app.run(self._stream(found.ids[0] if found.ids else None))
+            return
         self._realm = names.realm_name(found.ids[0])
         if found.route.operation == "pin_realm":
             self._call = ("place_realm", [1], body)
@@ -220,6 +224,24 @@ class Exchange(httputil.HTTPMessageDelegate):
         else:
             pairs = [(job["job_id"], job["queue_id"]) for job in decoded["jobs"]]
         self._app.shards.undo(Lease(self._realm, reply.extra, pairs), self._once[0] if self._once else "")
+
+    async def _stream(self, realm: str | None) -> None:
+        """Tell the client what happens until it is gone; to HTTP this is one long reply."""
+        try:
+            stream = EventStream(self._app.shards, self._connection, None if realm is None else names.realm_name(realm))
+        except RestqError as error:
+            self._refuse(error)
+            return
+        self._release()
+        self._wait(stream.leave)
+        try:
+            await stream.run(httputil.HTTPHeaders({"Connection": "close"}))
+        except Exception:
+            log.exception("%s failed", self._target[:200])
+            self._connection.stream.close()
+        finally:
+            self._app.waiting.discard(self.leave)
+            self._close()
 
     async def _ask_everywhere(self, operation: Operation, call: Call) -> None:
         try:

@@ -13,7 +13,8 @@ class Route(NamedTuple):
     """An operation, and the names of the query fields that follow the path's ids as its parameters.
 
     `leases`: its reply gives leases, which are undone if the client is gone by then. `waits`: its answer may take its
-    time, and can be had at once. `strict`: query fields that it does not know are refused.
+    time, and can be had at once. `strict`: query fields that it does not know are refused. `streams`: it is answered
+    by events, for as long as the client listens.
     """
 
     operation: str
@@ -21,11 +22,12 @@ class Route(NamedTuple):
     leases: bool = False
     waits: bool = False
     strict: bool = False
+    streams: bool = False
 
 
-def _new(operation: str, *query: str, leases: bool = False, waits: bool = False) -> Route:
+def _new(operation: str, *query: str, leases: bool = False, waits: bool = False, streams: bool = False) -> Route:
     """A route that 2013 did not have: a slip in its query is noticed."""
-    return Route(operation, query, leases, waits, strict=True)
+    return Route(operation, query, leases, waits, True, streams)
 
 
 # A `*` stands for one percent-encoded id; where the first segment is one, it is the realm's name.
@@ -39,6 +41,8 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/job": {"GET": Route("pull_everywhere_2013", ("count", "realms", "max-queue"))},
     "/pull": {"POST": Route("pull_everywhere", waits=True)},
     "/jobs": {"POST": Route("bulk_add"), "DELETE": Route("bulk_remove")},
+    "/events": {"GET": _new("get_all_events", streams=True)},
+    "/*/events": {"GET": _new("get_events", streams=True)},
     "/*/": {"DELETE": Route("delete_realm")},
     "/*/status": {"GET": Route("get_status")},
     "/*/config": {"POST": Route("configure"), "GET": _new("get_config"), "PUT": _new("put_config")},
