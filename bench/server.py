@@ -144,6 +144,10 @@ class Server:
             self._end_all()
         return time.perf_counter() - started
 
+    def memory_bytes(self, kind: str) -> int:
+        """Of all of its processes together: `Rss` or `Pss`."""
+        return sum(process.memory_bytes(kind) for process in self._family)
+
     def cpu_seconds(self) -> float:
         """Used so far by all of its processes."""
         return sum(process.cpu_seconds for process in self._family)

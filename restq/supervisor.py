@@ -23,7 +23,7 @@ from restq.shards.store import StoreRefused
 
 LOCK_NAME = "server.lock"
 BACKLOG = 1024
-STOP_SECONDS = 4.0  # for each of the two waves: front ends, then shards
+STOP_SECONDS = 6.0  # for each of the two waves: front ends, then shards
 SOCKET_PATH_BYTES_MAX = 100  # of the about 108 that a UNIX socket's address holds
 
 log = logging.getLogger("restq")

@@ -57,6 +57,7 @@ job_ids = st.sampled_from(["a", "b", "c", "d", "e/f", "ü"])
 queue_ids = st.sampled_from([0, 0, 0, 1, 1, 2, 10, -3, "a", "b10"])
 tags = st.sampled_from(TAGS)
 tag_sets = st.sets(tags, max_size=3).map(lambda found: tuple(sorted(found)))
+some_pairs = st.lists(st.tuples(job_ids, queue_ids), min_size=2, max_size=8)
 plain_jobs = st.tuples(job_ids, queue_ids, st.none() | st.sampled_from(TEXTS), tag_sets, st.none())
 backoffs = st.builds(Backoff, st.sampled_from([0.5, 4.0]), st.sampled_from([1.0, 2.0]), st.just(10.0), st.just(0.5))
 limit_settings = st.builds(
@@ -95,6 +96,14 @@ step_sizes = st.integers(1, 3)
 crashes = st.none() | st.none() | st.integers(0, 2)
 
 
+def has_leases(machine: RealmAndModel) -> bool:
+    return any(place.lease is not None for place in machine.model.places)
+
+
+def has_dead(machine: RealmAndModel) -> bool:
+    return any(place.dead for place in machine.model.places)
+
+
 class RealmAndModel(RuleBasedStateMachine):
     """Every rule does one thing to both."""
 
@@ -130,13 +139,28 @@ class RealmAndModel(RuleBasedStateMachine):
         self.model.settle(self.now)
         assert self.realm.advance(self.now)
 
-    @initialize(settings=st.none() | realm_settings, tag=tags, of_tag=no_limits | limit_settings, of_queue=queue_settings)
-    def begin(self, settings: RealmSettings | None, tag: str, of_tag: LimitSettings, of_queue: QueueSettings) -> None:
+    @initialize(
+        settings=st.none() | realm_settings,
+        tag=tags,
+        of_tag=no_limits | limit_settings,
+        of_queue=queue_settings,
+        jobs=st.lists(st.tuples(st.tuples(job_ids, queue_ids), tag_sets), max_size=8),
+    )
+    def begin(
+        self,
+        settings: RealmSettings | None,
+        tag: str,
+        of_tag: LimitSettings,
+        of_queue: QueueSettings,
+        jobs: list[tuple[tuple[str, QueueId], tuple[str, ...]]],
+    ) -> None:
         """Most of a run goes by under what was configured first."""
         if settings is not None:
             self.configure_realm(settings._replace(max_jobs=0, max_bytes=0))
             self.configure_tag(tag, of_tag, 1, None)
             self.configure_queue(0, 5.0, of_queue)
+        if jobs:
+            self.add([(job_id, queue, None, own_tags, None) for (job_id, queue), own_tags in jobs])
 
     # -- adding ----------------------------------------------------------------------------------------------------
 
@@ -153,10 +177,17 @@ class RealmAndModel(RuleBasedStateMachine):
             self.model.add(jobs)
             adding.add(self.realm, jobs, self.now)
 
-    @rule(job_id=job_ids, queue=queue_ids, own_tags=tag_sets)
-    def add_one_again(self, job_id: str, queue: QueueId, own_tags: tuple[str, ...]) -> None:
+    @rule(pairs=some_pairs, own_tags=tag_sets)
+    def add_many_again(self, pairs: list[tuple[str, QueueId]], own_tags: tuple[str, ...]) -> None:
         """An add that hardly ever is refused, so that there are many jobs in many queues."""
-        self.add([(job_id, queue, None, own_tags, None)])
+        self.add([(job_id, queue, None, own_tags, None) for job_id, queue in pairs])
+
+    @rule(pairs=some_pairs, after=tag_sets, own_tags=tag_sets)
+    def add_what_comes_after(
+        self, pairs: list[tuple[str, QueueId]], after: tuple[str, ...], own_tags: tuple[str, ...]
+    ) -> None:
+        self.add([(*pairs[0], None, after, None)])
+        self.add([(job_id, queue, None, own_tags, Wishes(after=after)) for job_id, queue in pairs[1:]])
 
     @precondition(lambda self: any(job.text is not None for job in self.model.jobs))
     @rule(data=st.data(), queue=queue_ids, text=st.sampled_from(TEXTS))
@@ -190,10 +221,6 @@ class RealmAndModel(RuleBasedStateMachine):
         self.add([(*job[:4], wishes) for job in jobs])
         self.add([(*jobs[0][:2], None, jobs[0][3], wishes._replace(on_conflict="merge"))])
 
-    @rule(waiting=job_ids, queue=queue_ids, tag=tags, own=st.booleans())
-    def add_job_that_comes_after(self, waiting: str, queue: QueueId, tag: str, own: bool) -> None:
-        self.add([(waiting, queue, None, (tag,) if own else (), Wishes(after=(tag,)))])
-
     # -- pulling ---------------------------------------------------------------------------------------------------
 
     @rule(wanted=wanted_jobs)
@@ -204,9 +231,15 @@ class RealmAndModel(RuleBasedStateMachine):
         assert shown(got) == [(place.job.job_id, place.queue) for place in expected]
         self.got(got, expected)
 
-    @rule()
-    def pull_all(self) -> None:
-        self.pull(Wanted(5, worker="w"))
+    @rule(count=st.integers(1, 5))
+    def pull_some(self, count: int) -> None:
+        self.pull(Wanted(count, worker="w"))
+
+    @rule(count=st.integers(1, 5), seconds=st.sampled_from([1.0, 5.0, 600.0]))
+    def pull_again_later(self, count: int, seconds: float) -> None:
+        """Perhaps what was leased just before."""
+        self.now += seconds
+        self.pull(Wanted(count, lease_time=5.0))
 
     def got(self, got: list[Place], expected: list[ModelPlace]) -> None:
         assert [place.at for place in got] == [place.at for place in expected]
@@ -234,13 +267,12 @@ class RealmAndModel(RuleBasedStateMachine):
         )
         assert len(self.changes) == noted
 
-    @precondition(lambda self: self.model.places)
     @rule(data=st.data(), wanted=wanted_jobs)
-    def lease_existing_job(self, data: st.DataObject, wanted: Wanted) -> None:
-        place = data.draw(st.sampled_from(self.model.places))
-        self.lease(place.job.job_id, place.queue, wanted)
+    def lease_one(self, data: st.DataObject, wanted: Wanted) -> None:
+        pairs = [(place.job.job_id, place.queue) for place in self.model.places]
+        likely = st.sampled_from(pairs) if pairs else st.tuples(job_ids, queue_ids)
+        self.lease(*data.draw(likely | likely | st.tuples(job_ids, queue_ids)), wanted)
 
-    @rule(job_id=job_ids, queue=queue_ids, wanted=wanted_jobs)
     def lease(self, job_id: str, queue: QueueId, wanted: Wanted) -> None:
         self.settle()
         place = self.model.place(job_id, queue)
@@ -277,6 +309,7 @@ class RealmAndModel(RuleBasedStateMachine):
         lease = self.leases.get(proof)
         return None if lease is None else self.model.place_of(lease)
 
+    @precondition(has_leases)
     @rule(data=st.data(), exit_code=st.none() | st.just(3))
     def ack(self, data: st.DataObject, exit_code: int | None) -> None:
         proofs = self.some_leases(data)
@@ -293,6 +326,7 @@ class RealmAndModel(RuleBasedStateMachine):
                 self.model.ack(place, {"result": [1]} if exit_code is None else {"result": [1], "exit_code": exit_code})
         assert finishing.ack(self.realm, proofs, Outcome(msgspec.Raw(b"[1]"), exit_code), self.now) == expected
 
+    @precondition(has_leases)
     @rule(data=st.data(), error=st.sampled_from(["boom", ""]), code=st.none() | st.just(1), delay=st.none() | spans)
     def nack(self, data: st.DataObject, error: str, code: int | None, delay: float | None) -> None:
         proofs = self.some_leases(data)
@@ -305,6 +339,7 @@ class RealmAndModel(RuleBasedStateMachine):
                 expected["dead" if self.model.nack(place, error, code, delay) else "nacked"].append(proof)
         assert finishing.nack(self.realm, proofs, error, code, delay, self.now) == expected
 
+    @precondition(has_leases)
     @rule(data=st.data(), delay=spans)
     def release(self, data: st.DataObject, delay: float) -> None:
         proofs = self.some_leases(data)
@@ -316,6 +351,7 @@ class RealmAndModel(RuleBasedStateMachine):
                 self.model.give_up(place, self.now + delay)
         assert finishing.release(self.realm, proofs, delay, self.now) == expected
 
+    @precondition(has_leases)
     @rule(data=st.data(), lease_time=st.none() | spans)
     def extend(self, data: st.DataObject, lease_time: float | None) -> None:
         proofs = self.some_leases(data)
@@ -355,7 +391,21 @@ class RealmAndModel(RuleBasedStateMachine):
 
     # -- what operators do -----------------------------------------------------------------------------------------
 
-    @rule(job_id=job_ids)
+    @rule(kind=st.sampled_from(["job", "job", "queue", "tag", "realm"]), data=st.data(), chance=st.integers(0, 2))
+    def remove(self, kind: str, data: st.DataObject, chance: int) -> None:
+        """Now and then, or hardly any realm would grow."""
+        size, crash, lapse = data.draw(step_sizes), data.draw(crashes), data.draw(spans)
+        if chance:
+            self.add([("a", 0, None, ("red",), None), ("b", 1, None, ("green",), None)])
+        elif kind == "job":
+            self.remove_job(data.draw(job_ids))
+        elif kind == "queue":
+            self.clear_queue(data.draw(queue_ids), size, crash, lapse)
+        elif kind == "tag":
+            self.remove_tagged_jobs(data.draw(tags), size, crash, lapse)
+        elif self.model.exists:
+            self.delete(size, crash, lapse)
+
     def remove_job(self, job_id: str) -> None:
         self.settle()
         if self.model.job(job_id) is None:
@@ -365,7 +415,6 @@ class RealmAndModel(RuleBasedStateMachine):
             self.model.remove(job_id)
             self.realm.drop(self.realm.get_job(job_id))
 
-    @rule(job_id=job_ids, from_queue=queue_ids, to_queue=queue_ids)
     def move_job(self, job_id: str, from_queue: QueueId, to_queue: QueueId) -> None:
         self.settle()
         error = self.model.move_error(job_id, from_queue)
@@ -380,11 +429,11 @@ class RealmAndModel(RuleBasedStateMachine):
             self.model.move(place, to_queue)
             operating.move_job(self.realm, job_id, from_queue, to_queue, self.now)
 
-    @precondition(lambda self: self.model.places)
     @rule(data=st.data(), to_queue=queue_ids)
-    def move_existing_job(self, data: st.DataObject, to_queue: QueueId) -> None:
-        place = data.draw(st.sampled_from(self.model.places))
-        self.move_job(place.job.job_id, place.queue, to_queue)
+    def move(self, data: st.DataObject, to_queue: QueueId) -> None:
+        pairs = [(place.job.job_id, place.queue) for place in self.model.places]
+        likely = st.sampled_from(pairs) if pairs else st.tuples(job_ids, queue_ids)
+        self.move_job(*data.draw(likely | likely | st.tuples(job_ids, queue_ids)), to_queue)
 
     @rule(job_id=job_ids)
     def cancel_job(self, job_id: str) -> None:
@@ -396,9 +445,9 @@ class RealmAndModel(RuleBasedStateMachine):
         else:
             assert operating.cancel_job(self.realm, job_id, self.now) == self.model.cancel(job)
 
-    @precondition(lambda self: self.model.places)
+    @precondition(has_dead)
     @rule(data=st.data())
-    def redrive_existing_job(self, data: st.DataObject) -> None:
+    def redrive_job(self, data: st.DataObject) -> None:
         self.settle()
         dead = [place for place in self.model.places if place.dead]
         if self.model.places:
@@ -407,15 +456,15 @@ class RealmAndModel(RuleBasedStateMachine):
             assert place is not None
             assert operating.redrive(self.realm, place) == self.model.redrive(expected)
 
-    @rule(seconds=spans)
     def set_default_lease_time(self, seconds: float) -> None:
         self.model.exists = True
         self.model.default_lease_time = seconds
         self.realm.default_lease_time = seconds
         self.realm.write(changed=True)
 
-    @rule(queue=queue_ids, seconds=spans)
-    def set_queue_lease_time(self, queue: QueueId, seconds: float) -> None:
+    @rule(queue=queue_ids, seconds=spans, default=spans)
+    def set_lease_times(self, queue: QueueId, seconds: float, default: float) -> None:
+        self.set_default_lease_time(default)
         known = self.model.queue_settings.get(queue, QueueSettings())
         self.configure_queue(queue, seconds, known)
 
@@ -442,7 +491,6 @@ class RealmAndModel(RuleBasedStateMachine):
 
     # -- what concerns many jobs, in steps, a restart in their midst -------------------------------------------------
 
-    @rule(queue=queue_ids, size=step_sizes, crash=crashes, lapse=spans)
     def clear_queue(self, queue: QueueId, size: int, crash: int | None, lapse: float) -> None:
         self.settle()
         if queue not in self.model.lease_times:
@@ -455,7 +503,6 @@ class RealmAndModel(RuleBasedStateMachine):
         done = self.carry_on(sweeps.clear_queue(self.realm, queue), size, crash, lapse)
         assert crash is not None or done["removed"] == removed
 
-    @rule(tag=tags, size=step_sizes, crash=crashes, lapse=spans)
     def remove_tagged_jobs(self, tag: str, size: int, crash: int | None, lapse: float) -> None:
         tagged = self.tagged(tag, "remove_tagged_jobs")
         for job_id in tagged:
@@ -489,6 +536,7 @@ class RealmAndModel(RuleBasedStateMachine):
             done = self.carry_on(sweep, size, crash)
             assert crash is not None or (done["moved"], done["leased"]) == (len(places) - len(leased), len(leased))
 
+    @precondition(has_dead)
     @rule(tag=tags, size=step_sizes, crash=crashes)
     def redrive_tagged_jobs(self, tag: str, size: int, crash: int | None) -> None:
         tagged = self.tagged(tag, "redrive_tagged_jobs")
@@ -497,6 +545,7 @@ class RealmAndModel(RuleBasedStateMachine):
             done = self.carry_on(sweeps.of_tag(self.realm, "redrive_tagged_jobs", tag), size, crash)
             assert crash is not None or done["redriven"] == len({job.job_id for job in redriven})
 
+    @precondition(has_dead)
     @rule(queue=st.none() | queue_ids, size=step_sizes, crash=crashes)
     def redrive(self, queue: QueueId | None, size: int, crash: int | None) -> None:
         self.settle()
@@ -507,11 +556,7 @@ class RealmAndModel(RuleBasedStateMachine):
         done = self.carry_on(sweeps.redrive(self.realm, queue), size, crash)
         assert crash is not None or done["redriven"] == redriven
 
-    @precondition(lambda self: self.model.exists)
-    @rule(chance=st.integers(0, 3), size=step_sizes, crash=crashes, lapse=spans)
-    def delete(self, chance: int, size: int, crash: int | None, lapse: float) -> None:
-        if chance:  # or hardly any realm would grow
-            return
+    def delete(self, size: int, crash: int | None, lapse: float) -> None:
         self.settle()
         self.carry_on(sweeps.delete(self.realm), size, crash, lapse)
         assert not self.realm.exists

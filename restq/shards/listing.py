@@ -113,7 +113,9 @@ def shown_place(realm: Realm, place: Place, archive: Archive) -> dict[str, Any]:
     else:
         shown["ready_at"] = place.at
     failure = archive.failure(place.key) if history.nacks or history.expiries else None
-    if failure is not None:
+    if history.lease and shown["state"] in ("ready", "blocked"):  # and nobody took it since
+        shown.update(error="the lease ran out", failed_at=place.at)
+    elif failure is not None:
         shown.update(error=failure.error, failed_at=failure.at)
         if failure.exit_code is not None:
             shown["exit_code"] = failure.exit_code

@@ -39,6 +39,7 @@ class Replies:
         self._kept: dict[tuple[int, str], _Kept] = {}
         self._by_until: list[tuple[float, int, tuple[int, str]]] = []
         self._bytes = 0
+        self._given_again: set[tuple[int, str]] = set()
 
     @property
     def count(self) -> int:
@@ -49,6 +50,7 @@ class Replies:
         """Be what the store holds, and no more."""
         self._kept.clear()
         self._by_until.clear()
+        self._given_again.clear()
         self._bytes = 0
         for key, realm, name, digest, until, size in rows:
             self.add(key, realm, name, digest, until, size)
@@ -69,7 +71,12 @@ class Replies:
             raise IdempotencyKeyReused(
                 f"the idempotency key {name!r} was used for another request a short while ago", "Idempotency-Key"
             )
+        self._given_again.add((realm, name))
         return kept.key
+
+    def was_given_again(self, realm: int, name: str) -> bool:
+        """Whether the request came once more and got this reply: then it counts, whatever became of the first."""
+        return (realm, name) in self._given_again
 
     def note(self, realm: int, mail: Mail, done: Done, now: float) -> None:
         """Keep the reply to a request with a key. A pull that gave nothing did nothing: it is tried anew."""
@@ -87,6 +94,7 @@ class Replies:
     def forget(self, realm: int, name: str) -> None:
         """Keep the reply to this request no longer, if it is kept."""
         kept = self._kept.pop((realm, name), None)
+        self._given_again.discard((realm, name))
         if kept is not None:
             self._bytes -= kept.size
             self._changes.replies[kept.key] = None

@@ -78,6 +78,7 @@ class Shard:
         self._chance = chance
         self._now = 0.0
         self._is_over = False  # this turn: a realm has more to settle than it takes
+        self._is_stirred = False  # and in this one something happened to some realm
         self.archive = Archive(store, self.changes)
         self.replies = Replies(self.keys, self.changes)
         self.waking = Waking(self.archive, self.replies, self.answer, self._realm_of)
@@ -174,7 +175,7 @@ class Shard:
         """Let time pass, carry on one step of one task, and serve mail, a message a realm in rounds."""
         self._now = now
         self._reply_bytes = 0
-        self._is_over = False
+        self._is_over = self._is_stirred = False
         if not self.full:
             self._let_time_pass()
             self._chores.do(self.realms(), now)
@@ -192,7 +193,7 @@ class Shard:
             if self._reply_bytes > TURN_REPLY_BYTES_MAX:
                 break
         self.waking.time_up(now)
-        if self.waking.waits_for_several:
+        if self._is_stirred and self.waking.waits_for_several:
             self.waking.several(self._ask_again, now)
 
     def _follow(self, actor: Actor, mail: Mail, outcome: Reply | Work | Wait | None) -> None:
@@ -246,9 +247,11 @@ class Shard:
             body = self.archive.reply(kept)
             if body is not None:
                 return Reply(mail.request_id, 200, body)
+        if mail.operation == "undo_pull" and (key := mail.params[2]):
+            if self.replies.was_given_again(realm.key, key):
+                return Reply(mail.request_id, 200, NOTHING)
+            self.replies.forget(realm.key, key)
         outcome = REALM_OPERATIONS[mail.operation](realm, call)
-        if mail.operation == "undo_pull" and mail.params[2:]:
-            self.replies.forget(realm.key, mail.params[2])
         if isinstance(outcome, Work):
             actor.realm = realm  # which comes to be with the first step that writes
             return outcome
@@ -294,8 +297,11 @@ class Shard:
     def _happened(self, actor: Actor) -> None:
         """Something happened to a realm, or time passed in it: whoever waits may get something."""
         realm = actor.realm
-        if realm is not None and realm.result_count and self._chores.has_excess(realm):
-            self._chores.trim(realm, self._now)
+        self._is_stirred = True
+        if realm is not None and realm.result_count:
+            self._chores.expect(self._now)
+            if self._chores.has_excess(realm):
+                self._chores.trim(realm, self._now)
         self.waking.happened(actor.name, realm, self._now)
         if realm is not None:
             self._agenda.put(actor, realm.next_deadline())
@@ -358,10 +364,11 @@ class Shard:
 
     def committed(self) -> None:
         """What this turn did is committed: now it is told."""
+        has_news = bool(self.events.told)
         if self.events.record(self._now):
             for realm in self.realms():
                 realm.events = None
-        elif self.waking.waits_for_several:
+        elif has_news:
             self.waking.several(self._ask_again, self._now)
 
     def find(self, name: str) -> Realm | None:

@@ -102,8 +102,10 @@ class Waking:
         waiter = self._waiting.of_request(sender, request_id)
         if waiter is not None:
             self._give_up(waiter, now)
-        elif len(self._left) < LEFT_MAX:
+        else:
             self._left[id(sender), request_id] = None
+            if len(self._left) > LEFT_MAX:
+                del self._left[next(iter(self._left))]
 
     def served(self, mail: Mail) -> None:
         """A request was answered: that it is left means nothing any more."""

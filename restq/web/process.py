@@ -31,7 +31,7 @@ BODY_SECONDS = 30.0
 HEADER_BYTES_MAX = 32 << 10  # a job id of 8 KiB, percent-encoded, fits
 CONNECTIONS_MAX = 30_000  # if the system lets this process have so many files: 10,000 may wait, and others go on
 FILES_SPARE_COUNT = 64  # beside connections: pipes, logs, what the loop itself needs
-DRAIN_SECONDS = 3.0
+DRAIN_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
 FLUSH_SECONDS = 0.01  # between two looks at what is still to be sent
 

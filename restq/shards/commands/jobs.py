@@ -138,7 +138,8 @@ def list_jobs(realm: Realm, call: Call) -> Done:
 
 
 def _list_results(realm: Realm, call: Call, wanted: listing.Filter, limit: int, cursor: str | None) -> Done:
-    rows = call.archive.results(realm.key, listing.cursor_key(realm, cursor), listing.SCAN_MAX)
+    after = listing.cursor_key(realm, cursor)
+    rows = call.archive.results(realm.key, after, listing.SCAN_MAX) if realm.settings.keeps_results else []
     oldest_at = call.now - realm.settings.keep_seconds if realm.settings.keep_seconds else 0.0
     found: list[msgspec.Raw] = []
     for row in rows:

@@ -137,12 +137,12 @@ def read_wanted(said: bodies.Pull, where: str = "") -> Wanted:
         None if said.queues is None else frozenset(names.queue_id(queue, f"{where}queues") for queue in said.queues)
     )
     return Wanted(
-        bodies.count(said.count),
+        bodies.count(said.count, f"{where}count"),
         bodies.max_queue(said.max_queue, f"{where}max_queue"),
         queues,
         None if said.tags is None else sorted_tags(said.tags, f"{where}tags"),
         bodies.lease_time(said.lease_time, f"{where}lease_time"),
-        bodies.worker(said.worker),
+        bodies.worker(said.worker, f"{where}worker"),
     )
 
 
