@@ -32,7 +32,7 @@ from restq.shards.archive import Archive, Reading
 from restq.shards.changes import Changes, Keys
 from restq.shards.chores import Chores
 from restq.shards.commands import READING, REALM_OPERATIONS, SHARD_OPERATIONS
-from restq.shards.commands.call import Call, Done, Wait, Work
+from restq.shards.commands.call import NOTHING, Call, Done, Wait, Work
 from restq.shards.events import Events
 from restq.shards.internal import INTERNAL_OPERATIONS
 from restq.shards.loader import Loader
@@ -247,7 +247,7 @@ class Shard:
             body = self.archive.reply(kept)
             if body is not None:
                 return Reply(mail.request_id, 200, body)
-        if mail.operation == "undo_pull" and (key := mail.params[2]):
+        if mail.operation == "undo_pull" and (key := "".join(mail.params[2:])):
             if self.replies.was_given_again(realm.key, key):
                 return Reply(mail.request_id, 200, NOTHING)
             self.replies.forget(realm.key, key)
