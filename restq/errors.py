@@ -44,7 +44,7 @@ class RestqError(Exception):
 
 
 class InternalError(RestqError, RuntimeError):
-    """A defect of restq. What was asked for was not done."""
+    """A defect of restq. Its message says whether anything was done."""
 
 
 # 400: the request itself is wrong.

@@ -10,7 +10,9 @@ from docutils.core import publish_doctree
 from docutils.utils import Reporter
 
 import restq
+from restq.cli.root import COMMANDS
 from restq.config import OPTIONS
+from restq.errors import RestqError, ServerUnreachable
 from restq.web.routes import ROUTES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,3 +56,21 @@ def test_read_readme_has_every_route_and_no_other() -> None:
     rows = re.findall(r"^``([A-Z]+) (/[^`?]*)", text("README.rst"), re.MULTILINE)
     shown = {f"{method} {re.sub(r'{[^}]*}', '*', path)}" for method, path in rows}
     assert shown == {f"{method} {path}" for path, methods in ROUTES.items() for method in methods}
+
+
+def test_read_readme_has_every_error_code_and_no_other() -> None:
+    rows = re.findall(r"^``([a-z_]+)`` +([0-9]{3}) +``(\w+)``", text("README.rst"), re.MULTILINE)
+    # What only a client sees is no reply's.
+    raised = {kind for kind in _kinds(RestqError) if kind.__module__ == RestqError.__module__} - {ServerUnreachable}
+    assert sorted(rows) == sorted({(kind.code, str(kind.status), kind.builtin.__name__) for kind in raised})
+
+
+def _kinds(root: type[RestqError]) -> set[type[RestqError]]:
+    return {root}.union(*(_kinds(child) for child in root.__subclasses__()))
+
+
+def test_read_readme_has_every_command_and_no_other() -> None:
+    found = re.search(r"^The commands\n~+\n(.*?)^The exit code", text("README.rst"), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    rows = re.findall(r"^(``.*?)  ", found[1], re.MULTILINE)
+    assert sorted(re.findall(r"``([a-z]+)``", " ".join(rows))) == sorted(COMMANDS)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import pytest
@@ -19,23 +20,40 @@ from conftest import ROOT, StartServer
 from restq.cli.root import COMMANDS, root
 
 README = ROOT / "README.rst"
-# What differs from run to run: seconds since a check-out.
-_SECONDS = re.compile(r"\b\d+\.\d\d$", re.MULTILINE)
+# What differs from run to run: seconds since a check-out, instants, the machine.
+_VARYING = re.compile(
+    r"\b\d+\.\d\d$|\b\d{10}\.\d+\b|\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\b|(?<=\"worker\": )\"[^\"]*\"", re.MULTILINE
+)
+# A session shows these, and uses them in later commands.
+_LEASE = re.compile(r"(?<![-\d])\d+-\d+(?![-\d])")
 
 
-def sessions(heading: str) -> list[tuple[str, str]]:
-    """The shell commands below a heading of the README, each with what it prints."""
-    text = README.read_text(encoding="utf-8")
-    section = re.search(rf"^{heading}\n-+\n(.*?)(?=^\S[^\n]*\n-+\n|\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section is not None, f"the README has no section {heading!r}"
-    found: list[tuple[str, str]] = []
-    for block in re.findall(r"^    \$ .*(?:\n    .*)*", section[1], re.MULTILINE):
-        for line in block.splitlines():
-            if line.startswith("    $ "):
-                found.append((line[6:], ""))
-            else:
-                found[-1] = (found[-1][0], found[-1][1] + line[4:] + "\n")
-    return found
+class Session(NamedTuple):
+    """Commands that the README shows below one heading, each with what it prints."""
+
+    heading: str
+    commands: list[tuple[str, str]]
+
+
+def sessions() -> list[Session]:
+    """The shell sessions of the README. A command goes on in lines that begin with `>`, as a shell has it."""
+    parts = re.split(r"^(\S[^\n]*)\n-+\n", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found = [Session(heading, list(_commands(text))) for heading, text in zip(parts[1::2], parts[2::2], strict=True)]
+    return [session for session in found if session.commands]
+
+
+def _commands(text: str) -> Iterator[tuple[str, str]]:
+    for block in re.findall(r"^    \$ .*(?:\n    .*)*", text, re.MULTILINE):
+        for shown in re.split(r"^    \$ ", block, flags=re.MULTILINE)[1:]:
+            lines = shown.splitlines()
+            last = next((at for at, line in enumerate(lines[1:]) if not line.startswith("    > ")), len(lines) - 1)
+            command = [lines[0], *(line[6:] for line in lines[1 : last + 1])]
+            yield "\n".join(command), "".join(f"{line[4:]}\n" for line in lines[last + 1 :])
+
+
+def as_always(printed: str) -> str:
+    """What was printed, without what differs from run to run."""
+    return _LEASE.sub("LEASE", _VARYING.sub("VARYING", printed))
 
 
 def help_examples() -> Iterator[list[str]]:
@@ -56,23 +74,40 @@ def shell(start_server: StartServer, tmp_path: Path) -> dict[str, str]:
     script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m restq "$@"\n')
     script.chmod(0o755)
     path = os.pathsep.join([str(script.parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "RESTQ_CLIENT_URI": start_server().uri}
+    # In C, programs say why they failed in English.
+    return {**os.environ, "PATH": path, "RESTQ_CLIENT_URI": start_server().uri, "LC_ALL": "C"}
 
 
-@pytest.mark.parametrize("heading", ["From the shell", "Over HTTP"])
-def test_run_shell_session_of_readme_prints_what_it_shows(shell: dict[str, str], tmp_path: Path, heading: str) -> None:
-    found = sessions(heading)
-    assert len(found) >= 5
+@pytest.mark.parametrize("session", sessions(), ids=lambda session: session.heading)
+def test_run_shell_session_of_readme_prints_what_it_shows(
+    shell: dict[str, str], tmp_path: Path, session: Session
+) -> None:
     assert shutil.which("curl"), "the examples need curl: apt-get install curl"
     work = tmp_path / "work"
     work.mkdir()
-    for command, expected in found:
+    leases: dict[str, str] = {}  # the ids that were printed, by those that are shown
+    for command, expected in session.commands:
         here = command.replace("http://localhost:8586/", shell["RESTQ_CLIENT_URI"])
-        outcome = subprocess.run(["sh", "-c", here], cwd=work, env=shell, capture_output=True, text=True, check=False)
-        assert outcome.stderr == "", command
+        here = _LEASE.sub(lambda shown: leases.get(shown[0], shown[0]), here)
+        outcome = subprocess.run(
+            ["sh", "-c", here],
+            cwd=work,
+            env=shell,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         # curl prints no newline after a body; the README does.
         printed = outcome.stdout if outcome.stdout.endswith("\n") or not outcome.stdout else outcome.stdout + "\n"
-        assert _SECONDS.sub("SECONDS", printed) == _SECONDS.sub("SECONDS", expected), command
+        assert as_always(printed) == as_always(expected), command
+        leases.update(zip(_LEASE.findall(expected), _LEASE.findall(printed), strict=True))
+
+
+def test_find_sessions_of_readme_finds_those_of_a_new_user() -> None:
+    found = {session.heading: len(session.commands) for session in sessions()}
+    assert found["From the shell"] >= 20
+    assert found["Over HTTP"] >= 10
 
 
 def test_run_python_session_of_readme_prints_what_it_shows(

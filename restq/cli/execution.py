@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
@@ -52,8 +53,9 @@ class Execution:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
+        until = time.monotonic() + LAST_WORDS_SECONDS
         for tail in (self._output, self._error):
-            tail.join(LAST_WORDS_SECONDS)
+            tail.join(max(until - time.monotonic(), 0))
         return code if code >= 0 else 128 - code
 
     def stop(self) -> None:
@@ -74,8 +76,8 @@ class Execution:
 
     @property
     def error(self) -> str:
-        """The end of what it said went wrong: of its standard error, or of its output if that is empty."""
-        return self._error.text() or self._output.text()[-ERROR_BYTES_MAX:]
+        """The end of what it printed on standard error."""
+        return self._error.text()
 
 
 class _Tail(threading.Thread):

@@ -19,9 +19,10 @@ from restq.cli.values import seconds
 @uri_option
 @click.pass_context
 def explain_(ctx: click.Context, arg: tuple[str, ...], as_json: bool) -> int:
-    """Say where an argument stands in each of its queues and why it is not handed out, and how it last failed.
+    """Say why an argument is where it is.
 
-    Several ARGs are one argument, joined by spaces, as in add. Exit code 3: there is no such argument.
+    Of each of its queues: where it stands in it, why it is not handed out, and how it last failed. Several ARGs are
+    one argument, joined by spaces, as in add. Exit code 3: there is no such argument.
 
     \b
     restq explain pwd
@@ -46,9 +47,10 @@ def explain_(ctx: click.Context, arg: tuple[str, ...], as_json: bool) -> int:
 @uri_option
 @click.pass_context
 def wait_(ctx: click.Context, tag: str, timeout: float | None, as_json: bool) -> int:
-    """Wait until no job carries a tag: until all of a batch is acked or removed.
+    """Wait until no job carries a tag.
 
-    A dead job still carries its tags. Exit code 3: the time is up, and there are some.
+    That is when all of a batch is acked or removed. A dead job still carries its tags. Exit code 3: the time is up,
+    and there are some.
 
     \b
     restq wait --tag=nightly

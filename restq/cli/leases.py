@@ -44,7 +44,7 @@ def ack_(
     path: str | None,
     as_json: bool,
 ) -> int:
-    """Say that work is done: the jobs of these leases are gone.
+    """Say that work is done: its job is gone.
 
     Unlike `remove`, it says so for this one lease: nothing happens where it is stale, which is when the job was
     handed out again, removed or finished since. Exit code 3: one of the leases is stale; all others were acked.
@@ -80,10 +80,11 @@ def nack_(
     delay: float | None,
     as_json: bool,
 ) -> int:
-    """Say that work failed: the jobs of these leases are handed out again, or are dead after their last attempt.
+    """Say that work failed.
 
-    Without --delay a job is ready again after its queue's backoff, which is at once where there is none. The ones
-    that are dead now are named on standard output. Exit code 3: one of the leases is stale.
+    Its job is handed out again, or is dead if that was its last attempt. Without --delay a job is ready again after
+    its queue's backoff, which is at once where there is none. The ones that are dead now are named on standard
+    output. Exit code 3: one of the leases is stale.
 
     \b
     restq nack --exit-code=2 --error-file=log 12-3
@@ -105,7 +106,7 @@ def nack_(
 @uri_option
 @click.pass_context
 def release_(ctx: click.Context, leases: tuple[str, ...], delay: float | None, as_json: bool) -> int:
-    """Give jobs back: they are ready again, and no attempt is counted.
+    """Give jobs back without an attempt being counted.
 
     Exit code 3: one of the leases is stale.
 
@@ -126,7 +127,7 @@ def release_(ctx: click.Context, leases: tuple[str, ...], delay: float | None, a
 @uri_option
 @click.pass_context
 def extend_(ctx: click.Context, leases: tuple[str, ...], lease_time: float | None, as_json: bool) -> int:
-    """Begin leases anew, for work that takes longer than they last.
+    """Begin leases anew, for work that takes longer.
 
     Exit code 3: one of them is stale, or its job was cancelled: then its work is not wanted any more.
 

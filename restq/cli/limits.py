@@ -30,9 +30,10 @@ name_argument = click.argument("name", nargs=-1, required=True, metavar="X")
 @uri_option
 @click.pass_context
 def pause_(ctx: click.Context, kind: str, name: tuple[str, ...], as_json: bool) -> int:
-    """Hand out nothing more of a queue, or of the jobs with a tag, until it is resumed.
+    """Hand out nothing more of a queue, or of a tag.
 
-    What is leased stays leased, and can be acked as ever. Both may be paused before there is a job.
+    It lasts until `resume`. What is leased stays leased, and can be acked as ever. Both may be paused before there
+    is a job.
 
     \b
     restq pause queue 3
@@ -75,7 +76,7 @@ def limit_(
     rate: tuple[Any] | None,
     as_json: bool,
 ) -> int:
-    """Set and show how much of a queue, or of the jobs with a tag, is handed out.
+    """Limit what is handed out of a queue, or of a tag.
 
     A tag's limits hold over all queues of the realm. `none` takes a limit away; without an option the limits are
     only shown. Exit code 3: there is no such queue to show.
@@ -106,12 +107,13 @@ def limit_(
 @uri_option
 @click.pass_context
 def configure_(ctx: click.Context, words: tuple[str, ...], as_json: bool) -> int:
-    """Set and show every setting of a queue, of a tag, or, where none is named, of the realm.
+    """Set and show the settings of a realm, queue or tag.
 
-    A value is a number, a time such as 10m, true or false, or `none`, which takes the setting away. What is not
-    named stays. With a realm: default_lease_time, max_attempts, crash_limit, backoff, max_jobs, max_bytes, keep_done
-    (seconds and count). With a queue: lease_time, max_attempts, backoff (base, factor, max, jitter), max_leased, rate,
-    paused; a queue is made if need be. With a tag: max_leased, rate, paused.
+    It is the realm where neither a queue nor a tag is named. A value is a number, a time such as 10m, true or
+    false, or `none`, which takes the setting away. What is not named stays. With a realm: default_lease_time,
+    max_attempts, crash_limit, backoff, max_jobs, max_bytes, keep_done (seconds and count). With a queue:
+    lease_time, max_attempts, backoff (base, factor, max, jitter), max_leased, rate, paused; a queue is made if need
+    be. With a tag: max_leased, rate, paused.
 
     \b
     restq configure

@@ -59,7 +59,7 @@ def list_(
     data: bool,
     as_json: bool,
 ) -> int:
-    """List the realms that live on the server, or the jobs of one realm.
+    """List the realms of the server, or the jobs of one.
 
     Jobs are listed in the order in which they were added, one line for each queue: the state, how often it
     was handed out, the exit code of the last failure, and the argument. `done` are the results that the realm keeps.

@@ -25,10 +25,10 @@ words_argument = click.argument("words", nargs=-1, required=True, metavar="X..."
 @uri_option
 @click.pass_context
 def move_(ctx: click.Context, what: str, words: tuple[str, ...], from_queue: str, to_queue: str, as_json: bool) -> int:
-    """Move an argument, or every argument with a tag, from one queue to another.
+    """Move an argument, or all with a tag, to another queue.
 
-    One that is leased out of the queue stays there. Several words after arg are one argument, joined by spaces, as in
-    add. Exit code 3: it is not in that queue, or there is no such queue or tag.
+    One that is leased out of the queue stays there. Several words after arg are one argument, joined by spaces, as
+    in add. Exit code 3: it is not in that queue, or there is no such queue or tag.
 
     \b
     restq move arg pwd --from-queue=0 --to-queue=5
@@ -60,8 +60,9 @@ def move_(ctx: click.Context, what: str, words: tuple[str, ...], from_queue: str
 @uri_option
 @click.pass_context
 def clear_(ctx: click.Context, queue: str, as_json: bool) -> int:
-    """Empty a queue: what stands in no other queue is removed, whether it is leased or not.
+    """Empty a queue.
 
+    What stands in it leaves it, leased or not, and what stands in no other queue is removed.
     Exit code 3: there is no such queue.
 
     \b
@@ -73,7 +74,7 @@ def clear_(ctx: click.Context, queue: str, as_json: bool) -> int:
     if as_json:
         output.write_json({"removed": removed, "queue": cleared})
     else:
-        output.write(f"removed {removed} jobs from queue {cleared}")
+        output.write(f"cleared queue {cleared}, removed {removed} jobs")
     return DONE
 
 
@@ -85,10 +86,10 @@ def clear_(ctx: click.Context, queue: str, as_json: bool) -> int:
 @uri_option
 @click.pass_context
 def redrive_(ctx: click.Context, what: str | None, words: tuple[str, ...], as_json: bool) -> int:
-    """Make dead arguments ready again, as if they had never been handed out: one, those of a tag or queue, or all.
+    """Make dead arguments ready again.
 
-    Several words after arg are one argument, joined by spaces, as in add. Exit code 3: that argument is not dead, or
-    there is no such queue or tag.
+    One, those of a tag or of a queue, or all. They are as if they had never been handed out. Several words after arg are one argument, joined by spaces, as in
+    add. Exit code 3: that argument is not dead, or there is no such queue or tag.
 
     \b
     restq redrive
@@ -125,11 +126,11 @@ def redrive_(ctx: click.Context, what: str | None, words: tuple[str, ...], as_js
 @uri_option
 @click.pass_context
 def cancel_(ctx: click.Context, what: str, words: tuple[str, ...], as_json: bool) -> int:
-    """Cancel an argument, or every argument with a tag: it is removed, at once unless it is leased.
+    """Cancel an argument, or all with a tag.
 
-    The worker of one that is leased learns it when it next extends the lease, and may stop; whatever ends the
-    lease removes the argument. `remove` takes it away at once, and lets the worker find out at its end.
-    Exit code 3: there is none.
+    It is removed, at once unless it is leased. The worker of one that is leased learns it when it next extends the
+    lease, and may stop; whatever ends the lease removes the argument. `remove` takes it away at once, and lets the
+    worker find out at its end. Exit code 3: there is none.
 
     \b
     restq cancel arg pwd

@@ -89,11 +89,13 @@ def root() -> None:
     restq add --tags=work "ls -lah"       add an argument, which is the job
     restq pull --count=1                  take one and print it
     restq remove arg "ls -lah"            say that it is done
+    restq work                            take one after the other, run it, and say how it ended
 
     \b
-    A worker, on as many machines as you like:
-      while arg=$(restq pull --count=1); do
-        eval "$arg" && restq remove arg -- "$arg"
+    A worker of your own, on as many machines as you like:
+      while job=$(restq pull --count=1 --wait=20 --lease); do
+        lease=${job%% *}
+        if sh -c "${job#* }"; then restq ack "$lease"; else restq nack --exit-code=$? "$lease"; fi
       done
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 nothing found or queue empty,

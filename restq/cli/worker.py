@@ -18,7 +18,7 @@ from restq.client import Job, Realm
 from restq.client.peer import OUTAGES
 from restq.errors import LeaseStale, RestqError
 
-LOOK_SECONDS = 1.0  # how soon it is seen that a job was cancelled, after the extension that told of it
+LOOK_SECONDS = 0.2  # how soon it is seen that a job was cancelled, after the extension that told of it
 OUTAGE_SECONDS_MAX = 5.0
 # What failed waits so long where neither its queue nor the realm has a backoff: else it would come at once, for ever.
 BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 10.0, 3600.0
@@ -110,7 +110,7 @@ class Worker:
                 ending = self._run(job)
                 became = self._tell(job, ending)
         except LeaseStale:
-            became = "stale"
+            became = "cancelled" if job.cancelled else "stale"
         self._report(job, became, ending)
 
     def _run(self, job: Job) -> Ending:
@@ -120,6 +120,7 @@ class Worker:
             write_file(job.data, self._files_anywhere, {})
             execution = Execution([*self._command, job.job_id], self._environ_of(job), *onward)
         except (RestqError, OSError) as error:
+            output.complain(f"{_shown(job)} cannot be run: {error}")
             return Ending(NOT_STARTED, "", str(error))
         exit_code = None
         while exit_code is None and not (self._is_stopping or job.cancelled or job.lost):
@@ -151,7 +152,8 @@ class Worker:
         if ending.exit_code == 0:
             self._realm.ack(job, exit_code=0, output=ending.output)
             return "acked"
-        reply = self._realm.nack(job, ending.error, ending.exit_code, self._delay_of(job))
+        # Many a command says on standard output what went wrong.
+        reply = self._realm.nack(job, ending.error or ending.output, ending.exit_code, self._delay_of(job))
         return "dead" if reply["dead"] else "nacked"
 
     def _delay_of(self, job: Job) -> float | None:
@@ -175,13 +177,15 @@ class Worker:
             output.write_json({**facts, "became": became, **ending._asdict()})
             output.flush()
         elif became != "acked":
-            output.complain(f"{job.job_id[:SHOWN_CHARS_MAX]!a}: {_sentence(job, became, ending)}")
+            output.complain(f"{_shown(job)} {_sentence(job, became, ending)}")
+
+
+def _shown(job: Job) -> str:
+    return ascii(job.job_id[:SHOWN_CHARS_MAX])
 
 
 def _sentence(job: Job, became: str, ending: Ending) -> str:
     ended = "was stopped" if ending.exit_code is None else f"ended with exit code {ending.exit_code}"
-    if ending.exit_code == NOT_STARTED and not ending.output:
-        ended = f"cannot be run: {ending.error.strip()}"
     return {
         "nacked": f"{ended} at attempt {job.attempt}",
         "dead": f"{ended} at attempt {job.attempt}, its last: it is dead",

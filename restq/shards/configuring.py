@@ -19,7 +19,8 @@ def limit_settings(before: LimitSettings, said: bodies.LimitSettings) -> LimitSe
     """The limits of a tag or a queue, with what was said over those `before`."""
     rate = _over(before.rate, said.rate)
     if rate is not None and not RATE_MIN <= rate <= RATE_MAX:
-        raise FieldInvalid(f"rate: must lie between {RATE_MIN:g} and {RATE_MAX:,.0f} hand-outs a second", "rate")
+        told = f"must lie between {RATE_MIN:.6f} and {RATE_MAX:,.0f} hand-outs a second, or be null for no limit"
+        raise FieldInvalid(f"rate: {told}", "rate")
     return LimitSettings(
         max_leased=_count(_over(before.max_leased, said.max_leased), "max_leased"),
         rate=None if rate is None else float(rate),

@@ -56,7 +56,8 @@ class Moves:
         realm = actor.realm
         if realm is None:
             raise RealmNotFound(f"realm {mail.realm!r} does not exist: it comes to be with its first job", "realm")
-        realm.set_pinned(pinned)
+        realm.pinned = pinned
+        realm.write(changed=True)
         if target == self._shard.index:
             return Reply(mail.request_id, 200, NOTHING)
         realm.set_task(Task("move", target))

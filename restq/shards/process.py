@@ -143,7 +143,7 @@ class ShardProcess:
         """Serve until stopped. Raises StoreFailed where only a new start helps."""
         shard = self.shard
         while True:
-            while shard.busy(self._clock.now()) or shard.outbox or len(shard.changes):
+            while shard.busy(self._clock.now()) or shard.outbox or (len(shard.changes) and not shard.full):
                 if self._failure is not None:
                     raise self._failure
                 if self._stopping and not shard.mailboxes and not shard.outbox:
@@ -173,7 +173,7 @@ class ShardProcess:
         started_at = time.monotonic()
         now = self._clock.now()
         shard.turn(now)
-        changes = shard.changes.take()
+        changes = shard.take_changes()
         outbox, shard.outbox = shard.outbox, []
         if len(changes):
             commit_at = time.monotonic()

@@ -64,10 +64,11 @@ class Lane:
         """Forget a place that its job just let go of; `popped_from` does not have it any more."""
         if self.heap is not popped_from:
             self.heap.discard()
-        for tag in job.tags if self.tag_heaps else ():
-            heap = self.tag_heaps.get(tag)
-            if heap is not None and heap is not popped_from:
-                heap.discard()
+        if self.tag_heaps:
+            for tag in job.tags:
+                heap = self.tag_heaps.get(tag)
+                if heap is not None and heap is not popped_from:
+                    heap.discard()
         if self.tag_counts is not None:
             for tag in job.tags:
                 self.tag_counts[tag] -= 1

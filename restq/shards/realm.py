@@ -40,8 +40,10 @@ from restq.shards.invariants import check
 from restq.shards.job import (
     DEAD,
     DELAYED,
+    FRESH,
     LEASED,
     MARK_DEAD,
+    PLAIN,
     QUEUED,
     History,
     Job,
@@ -174,7 +176,13 @@ class Realm:
         """Put the job into one more queue."""
         place = make_place((at, key, queue, job, history))
         job.add(place)
-        self.hold(place)
+        if job.gates or at > self.clock or history is not FRESH:
+            self.hold(place)
+        else:  # as nearly every add
+            queue.plain.push(place)
+            queue.counts[QUEUED] += 1
+            for tag in job.tags:
+                self.tags[tag].counts[QUEUED] += 1
         self.changes.places[key] = (key, job.key, queue.key, at, *history)
         if self.events is not None:
             self.tell("added", place)
@@ -240,7 +248,7 @@ class Realm:
                 self.agenda.put(queue, at)
         if history.lease:
             self.leases[key] = job
-            if state == LEASED:
+            if state == LEASED and (job.gates or queue.limit is not None):
                 for limit in limits.of(place):
                     limit.leased_count += 1
                     limit.refresh(self.clock)
@@ -252,16 +260,17 @@ class Realm:
         """Have a place no more, which was in this state and which its job let go of or is to be held anew."""
         _, key, queue, job, history = place
         if state == QUEUED:
-            lane = queue.lane(job.gates)
+            lane = queue.lane(job.gates) if job.gates else queue.plain
             lane.discard(job, popped_from)
-            queue.drop_if_empty(lane)
+            if job.gates:
+                queue.drop_if_empty(lane)
         elif state == DEAD:
             del queue.dead[key]
         elif popped_from is not queue.waiting:
             queue.waiting.discard()
         if history.lease:
             del self.leases[key]
-            if state == LEASED:
+            if state == LEASED and (job.gates or queue.limit is not None):
                 for limit in limits.of(place):
                     limit.ended(self.clock)
         queue.counts[state] -= 1
@@ -281,7 +290,7 @@ class Realm:
             job.data = large(text)
             self.changes.payloads[key] = text
         self.data_bytes += len(job_id) + (len(text) if text else 0)
-        if any(terms):
+        if terms is not PLAIN:
             job.terms = terms
             if terms.expires_at:
                 self.expiries.put(job, terms.expires_at)
@@ -291,11 +300,7 @@ class Realm:
         return job
 
     def drop(
-        self,
-        job: Job,
-        popped: Place | None = None,
-        popped_from: LazyHeap[Place] | None = None,
-        event: str = "removed",
+        self, job: Job, popped: Place | None = None, popped_from: LazyHeap[Place] | None = None, event: str = "removed"
     ) -> None:
         """Let go of the job; its place `popped` is out of the heap `popped_from` already."""
         changes = self.changes
@@ -381,11 +386,6 @@ class Realm:
     def set_task(self, task: Task | None) -> None:
         """Note in the realm's row which long task holds the realm from now on, or that none does."""
         self.task = task
-        self.write(changed=True)
-
-    def set_pinned(self, pinned: bool) -> None:
-        """Whether the realm stays in its shard whatever its name hashes to."""
-        self.pinned = pinned
         self.write(changed=True)
 
     def write(self, changed: bool = False) -> None:

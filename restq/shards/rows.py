@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from restq.shards.changes import JobRow, QueueRow, RealmRow, TagRow
 from restq.shards.data import Large
+from restq.shards.job import PLAIN
 from restq.shards.settings import PLAIN_QUEUE, text_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def tag_row(realm: Realm, limit: Limit) -> TagRow:
 
 def job_row(realm: Realm, job: Job) -> JobRow:
     """The row of one of its jobs."""
-    data, tags, terms = job.data, realm.tags.text(job.tags), job.terms.text()
+    data, tags, terms = job.data, realm.tags.text(job.tags), "" if job.terms is PLAIN else job.terms.text()
     if isinstance(data, Large):
         return (job.key, realm.key, job.job_id, tags, "", data.digest, data.size, terms)
     return (job.key, realm.key, job.job_id, tags, data.decode() if data else "", "", 0, terms)

@@ -78,7 +78,7 @@ class Shard:
         self._chance = chance
         self._now = 0.0
         self._is_over = False  # this turn: a realm has more to settle than it takes
-        self._is_stirred = False  # and in this one something happened to some realm
+        self._is_stirred = False  # something happened to some realm, and who waits for several is yet to be asked
         self.archive = Archive(store, self.changes)
         self.replies = Replies(self.keys, self.changes)
         self.waking = Waking(self.archive, self.replies, self.answer, self._realm_of)
@@ -110,13 +110,11 @@ class Shard:
         loader = self.new_loader()
         loader.add_all(loaded)
         self.replies.load(loaded.replies)
-        known = {row.key for row in loaded.realms}
         for realm in loader.finish(now, loaded.mark.clock):
             self.take_in(realm)
-        for key in loaded.result_counts:
-            if key not in known:
-                self._chores.orphan(key, now)
-        self._chores.expect(now)
+        known = {row.key for row in loaded.realms}
+        keeps = bool(loaded.replies or loaded.result_counts)
+        self._chores.load([key for key in loaded.result_counts if key not in known], keeps, now)
         for waiting in mail:
             self.receive(waiting)
 
@@ -134,6 +132,9 @@ class Shard:
         actor.realm = realm
         realm.events = self.events.told
         self.placement.learn(realm.name, self.index)
+        self._is_stirred = True
+        if realm.result_count:
+            self._chores.keeps(realm)
         self._agenda.put(actor, realm.next_deadline())
         if task is not None and task.kind in RESUMED:
             self.tasks.resume(actor, realm, task)
@@ -175,7 +176,7 @@ class Shard:
         """Let time pass, carry on one step of one task, and serve mail, a message a realm in rounds."""
         self._now = now
         self._reply_bytes = 0
-        self._is_over = self._is_stirred = False
+        self._is_over = False
         if not self.full:
             self._let_time_pass()
             self._chores.do(self.realms(), now)
@@ -193,8 +194,15 @@ class Shard:
             if self._reply_bytes > TURN_REPLY_BYTES_MAX:
                 break
         self.waking.time_up(now)
-        if self._is_stirred and self.waking.waits_for_several:
+        if self._is_stirred and not self._is_over:  # else there is time to pass first
+            self._is_stirred = False
             self.waking.several(self._ask_again, now)
+        if not self.full:
+            self._chores.end_turn(now)
+
+    def take_changes(self) -> Changes:
+        """What is to be committed: nothing while the disk is full. What time brings about meanwhile waits for room."""
+        return Changes() if self.full else self.changes.take()
 
     def _follow(self, actor: Actor, mail: Mail, outcome: Reply | Work | Wait | None) -> None:
         if isinstance(outcome, Work):
@@ -243,6 +251,7 @@ class Shard:
         if not self.full and not realm.advance(self._now, STEP_COUNT):
             self._is_over = True
             raise Held
+        self.waking.check(mail)
         if mail.once and (kept := self.replies.find(realm.key, mail.once, self._now)) is not None:
             body = self.archive.reply(kept)
             if body is not None:
@@ -267,7 +276,6 @@ class Shard:
     def _ok(self, mail: Mail, done: Done, realm: Realm) -> Reply:
         if mail.once:
             self.replies.note(realm.key, mail, done, self._now)
-            self._chores.expect(self._now)
         return Reply(mail.request_id, 200, done.body, done.lease)
 
     def _new_realm(self, name: str) -> Realm:
@@ -299,9 +307,7 @@ class Shard:
         realm = actor.realm
         self._is_stirred = True
         if realm is not None and realm.result_count:
-            self._chores.expect(self._now)
-            if self._chores.has_excess(realm):
-                self._chores.trim(realm, self._now)
+            self._chores.keeps(realm)
         self.waking.happened(actor.name, realm, self._now)
         if realm is not None:
             self._agenda.put(actor, realm.next_deadline())

@@ -33,18 +33,21 @@ class Waiters:
     def __init__(self) -> None:
         self._groups: dict[str, dict[Hashable, dict[int, Waiter]]] = {}
         self._by_request: dict[tuple[int, int], Waiter] = {}  # by sender's identity and request id
+        self._by_once: dict[tuple[str, str], Waiter] = {}  # by realm and idempotency key
         self._deadlines: list[tuple[float, int, Waiter]] = []
         self._last_order = 0
 
     def __len__(self) -> int:
         return len(self._by_request)
 
-    def add(self, mail: Mail, wait: Wait, now: float) -> Waiter:
-        """Have a request wait."""
+    def add(self, mail: Mail, wait: Wait, due_at: float) -> Waiter:
+        """Have a request wait until then."""
         self._last_order += 1
-        waiter = Waiter(mail, wait, self._last_order, now + wait.seconds)
+        waiter = Waiter(mail, wait, self._last_order, due_at)
         self._groups.setdefault(mail.realm, {}).setdefault(_group(wait), {})[waiter.order] = waiter
         self._by_request[id(mail.sender), mail.request_id] = waiter
+        if mail.once:
+            self._by_once[mail.realm, mail.once[0]] = waiter
         heappush(self._deadlines, (waiter.due_at, waiter.order, waiter))
         return waiter
 
@@ -52,6 +55,8 @@ class Waiters:
         """It waits no longer."""
         waiter.is_done = True
         del self._by_request[id(waiter.mail.sender), waiter.mail.request_id]
+        if waiter.mail.once:
+            del self._by_once[waiter.mail.realm, waiter.mail.once[0]]
         groups = self._groups[waiter.mail.realm]
         group = groups[_group(waiter.wait)]
         del group[waiter.order]
@@ -87,6 +92,10 @@ class Waiters:
     def of_request(self, sender: Sender, request_id: int) -> Waiter | None:
         """The one that this request is, if it waits."""
         return self._by_request.get((id(sender), request_id))
+
+    def of_once(self, mail: Mail) -> Waiter | None:
+        """The one that waits under the same idempotency key."""
+        return self._by_once.get((mail.realm, mail.once[0])) if mail.once else None
 
     def of_sender(self, sender: Sender) -> list[Waiter]:
         """Those that a front end waits for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable
 
+from restq.errors import IdempotencyKeyReused
 from restq.protocol import MOVED, Reply
 from restq.shards import leasing
 from restq.shards.actor import Mail, Sender
@@ -36,23 +37,32 @@ class Waking:
         self._answer = answer
         self._realm_of = realm_of
         self._left: dict[tuple[int, int], None] = {}
+        self._due: dict[tuple[int, int], float] = {}  # of those that are to wait once more: when their time is up
 
     def wait(self, mail: Mail, wait: Wait, now: float) -> None:
         """Have a request wait. The same request once more, by its idempotency key, takes the place of the first."""
         if (id(mail.sender), mail.request_id) in self._left:
             self._answer(mail, self._ok(mail, wait.nothing(self._realm_of(mail.realm), self._call(mail, now)), now))
             return
-        if mail.once:
-            for other in self._waiting.of_realm(mail.realm):
-                if other.mail.once == mail.once:
-                    self._give_up(other, now)
+        if (other := self._waiting.of_once(mail)) is not None:
+            self._give_up(other, now)
         if wait.watch is not None:
             self._realm_of(mail.realm).tags.watched.add(wait.watch)
-        self._waiting.add(mail, wait, now)
+        self._waiting.add(mail, wait, self._due.pop((id(mail.sender), mail.request_id), now + wait.seconds))
+
+    def check(self, mail: Mail) -> None:
+        """Raise IdempotencyKeyReused if another request waits under the key of this one."""
+        other = self._waiting.of_once(mail)
+        if other is not None and other.mail.once != mail.once:
+            told = f"another request waits under the idempotency key {mail.once[0]!r}"
+            raise IdempotencyKeyReused(told, "Idempotency-Key")
 
     def happened(self, name: str, realm: Realm | None, now: float) -> None:
         """Something happened to a realm: answer whom that gives something to, first come, first served."""
         if not self._waiting.has(name):
+            if realm is not None:
+                realm.tags.watched.clear()
+                realm.tags.vanished.clear()
             return
         if realm is None:  # it is gone, and all tags with it
             for waiter in self._waiting.of_realm(name):
@@ -65,10 +75,10 @@ class Waking:
                 for waiter in self._waiting.watching(name, tag):
                     self._give_up(waiter, now)
         realm.tags.vanished.clear()
+        if realm.next_deadline() <= now or not leasing.has_ready(realm, _ANY):
+            return  # where there is time to pass first, we are told again then
         heads = self._waiting.heads(name)
-        if not heads or not leasing.has_ready(realm, _ANY):
-            return
-        while heads:
+        while heads and leasing.has_ready(realm, _ANY):
             waiter = heads.pop(0)
             done = waiter.wait.again(realm, self._call(waiter.mail, now))
             if done is None:  # in vain for all of its group
@@ -109,14 +119,16 @@ class Waking:
 
     def served(self, mail: Mail) -> None:
         """A request was answered: that it is left means nothing any more."""
-        if self._left:
-            self._left.pop((id(mail.sender), mail.request_id), None)
+        for remembered in (self._left, self._due):
+            if remembered:
+                remembered.pop((id(mail.sender), mail.request_id), None)
 
     def gone(self, sender: Sender) -> None:
         """A front end is gone: nobody waits for its requests."""
         for waiter in self._waiting.of_sender(sender):
             self._waiting.remove(waiter)
         self._left = {left: None for left in self._left if left[0] != id(sender)}
+        self._due = {key: due_at for key, due_at in self._due.items() if key[0] != id(sender)}
 
     def moved(self, name: str, shard: int) -> None:
         """A realm lives elsewhere by now: wait there."""
@@ -133,6 +145,7 @@ class Waking:
         """Have nobody wait any more; returns their requests, to be served anew."""
         waiters = self._waiting.all()
         self._waiting = Waiters()
+        self._due.update({(id(waiter.mail.sender), waiter.mail.request_id): waiter.due_at for waiter in waiters})
         return [waiter.mail for waiter in waiters]
 
     def next_deadline(self) -> float:

@@ -73,7 +73,8 @@ def pull(realm: Realm, call: Call) -> Outcome:
     if isinstance(outcome, Work) or outcome.lease or not wait or not wanted.limit:
         return outcome
     nothing = outcome
-    return Wait(wait, wanted, lambda realm, call: _pulled(realm, call, wanted), lambda realm, call: nothing)
+    group = wanted._replace(limit=1, lease_time=None, worker="")  # what makes no difference to being in vain
+    return Wait(wait, group, lambda realm, call: _pulled(realm, call, wanted), lambda realm, call: nothing)
 
 
 def _pulled(realm: Realm, call: Call, wanted: Wanted) -> Done | None:
