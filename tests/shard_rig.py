@@ -95,7 +95,7 @@ class Rig(Sender):
     def turn(self) -> list[int]:
         """One turn and its commit; the ids of the requests that it answered."""
         self.shard.turn(self.now)
-        if changes := self.shard.changes.take():
+        if changes := self.shard.take_changes():
             self._group += 1
             completed(self.store.commit(changes, self.shard.mark(self._group, self.now)))
         self.shard.committed()
@@ -121,12 +121,13 @@ class Rig(Sender):
         return self.shard.busy(self.now)
 
     def run(self) -> None:
-        """Turns until there is nothing to do."""
-        while self.busy:
+        """Turns until there is nothing to do, as the process makes them."""
+        while self.busy or self.shard.outbox or (self.shard.changes and not self.shard.full):
             self.turn()
 
     def run_until(self, at: float) -> None:
         """Let time pass until this instant, with turns only when the shard asks for them."""
+        self.run()
         while (due_at := self.shard.next_deadline()) <= at:
             self.now = max(self.now, due_at)
             self.run()

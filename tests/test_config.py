@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from restq.bodies import LEASE_SECONDS_MAX
 from restq.config import BUILT_IN, OPTIONS, SECTIONS, Config, ConfigError, load, load_default
-from restq.shards.realm import LEASE_SECONDS_MAX
 
 CONF = Path(__file__).parent.parent / "conf" / "restq.conf"
 ENVIRON = {"HOME": "/home/ann"}

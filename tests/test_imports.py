@@ -99,7 +99,7 @@ ARROWS: dict[str, str] = {
     "shards.actor": "errors placement protocol shards.commands.call shards.realm",
     "shards.waiting": "shards.actor shards.commands.call",
     "shards.waking": (
-        "protocol shards.actor shards.archive shards.commands.call shards.leasing shards.realm shards.replies"
+        "errors protocol shards.actor shards.archive shards.commands.call shards.leasing shards.realm shards.replies"
         " shards.waiting"
     ),
     "shards.events": "shards.realm",
@@ -118,7 +118,8 @@ ARROWS: dict[str, str] = {
     "shards.shard": (
         "errors placement protocol shards.actor shards.agenda shards.archive shards.changes shards.chores"
         " shards.commands shards.commands.call shards.events shards.internal shards.loader shards.mailboxes"
-        " shards.moves shards.moving shards.realm shards.replies shards.stats shards.store shards.sweeps shards.tasks shards.waking"
+        " shards.moves shards.moving shards.realm shards.replies shards.stats shards.store shards.sweeps shards.tasks"
+        " shards.waking"
     ),
     "shards.full": "errors protocol shards.actor shards.commands shards.shard",
     "shards.process": (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from realm_rig import LEASE, NOW, called, finish, pairs
 
 from restq.errors import (
     DataDiffers,
@@ -19,15 +20,15 @@ from restq.errors import (
     TagNotFound,
 )
 from restq.names import QueueId
-from restq.shards import removal
+from restq.shards import adding, leasing, operating, sweeps
 from restq.shards.changes import Changes, Keys
+from restq.shards.commands.jobs import remove
+from restq.shards.commands.settings import status
 from restq.shards.data import INLINE_BYTES_MAX
 from restq.shards.heap import DEAD_COUNT_MIN
-from restq.shards.queue import NEVER, Place
+from restq.shards.job import FRESH, Place
+from restq.shards.leasing import Pull, Wanted
 from restq.shards.realm import Realm
-
-NOW = 1_000.0
-LEASE = 600.0  # of queues whose lease time nobody set
 
 made: list[Realm] = []
 
@@ -54,36 +55,57 @@ def realm() -> Realm:
 
 
 def add(realm: Realm, job_id: str, queue: QueueId = 0, now: float = NOW, **said: Any) -> None:
-    realm.add([(job_id, queue, said.get("data"), tuple(said.get("tags", ())))], now)
+    add_all(realm, [(job_id, queue, said.get("data"), tuple(said.get("tags", ())))], now)
+
+
+def add_all(realm: Realm, jobs: list[tuple[str, QueueId, bytes | None, tuple[str, ...]]], now: float = NOW) -> None:
+    adding.add(realm, [(*job, None) for job in jobs], now)
+
+
+def pull(realm: Realm, count: int, max_queue: QueueId | None = None, now: float = NOW) -> list[Place]:
+    return leasing.pull(realm, Wanted(count, max_queue), now)
+
+
+def peek(realm: Realm, count: int, now: float = NOW) -> list[Place]:
+    return leasing.peek(realm, Wanted(count), now)
 
 
 def pulled(realm: Realm, count: int = 100, max_queue: QueueId | None = None, now: float = NOW) -> list[str]:
-    return [place.job.job_id for place in realm.pull(count, max_queue, now)]
+    return [place.job.job_id for place in pull(realm, count, max_queue, now)]
 
 
-def pairs(places: list[Place]) -> list[tuple[str, QueueId]]:
-    return [(place.job.job_id, place.queue.queue_id) for place in places]
+def undo_pull(realm: Realm, places: list[Place]) -> int:
+    return leasing.undo_pull(realm, places[0].history.lease, pairs(places), realm.clock)
+
+
+def set_lease_time(realm: Realm, queue: QueueId, seconds: float) -> None:
+    called(realm, "configure", body={"queue_lease_time": [queue, seconds]})
+
+
+def tag_count(realm: Realm, tag: str) -> int:
+    count: int = called(realm, "get_tag_status", tag)["count"]
+    return count
 
 
 def rows(realm: Realm) -> int:
-    return len(realm._changes)
+    return len(realm.changes)
 
 
 # -- jobs and queues -----------------------------------------------------------------------------------------------
 
 
 def test_status_of_realm_never_written_to_is_empty_and_makes_nothing(realm: Realm) -> None:
-    assert realm.status() == {"total_jobs": 0, "total_tags": 0, "queues": {}}
-    assert realm.pull(5, None, NOW) == []
-    assert realm.peek(5, None, NOW) == []
-    assert realm.remove_jobs(["a"]) == 0
+    assert status(realm) == {"total_jobs": 0, "total_tags": 0, "queues": {}}
+    assert pull(realm, 5) == []
+    assert peek(realm, 5) == []
+    remove(realm, ["a"])
     assert (realm.exists, rows(realm)) == (False, 0)
 
 
 def test_add_of_first_job_makes_the_realm(realm: Realm) -> None:
     add(realm, "a")
     assert realm.exists
-    assert realm.status() == {"total_jobs": 1, "total_tags": 0, "queues": {"0": 1}}
+    assert status(realm) == {"total_jobs": 1, "total_tags": 0, "queues": {"0": 1}}
 
 
 def test_pull_of_queue_gives_jobs_by_enqueue_time(realm: Realm) -> None:
@@ -93,7 +115,7 @@ def test_pull_of_queue_gives_jobs_by_enqueue_time(realm: Realm) -> None:
 
 
 def test_pull_of_jobs_added_at_one_instant_gives_them_in_order_of_adding(realm: Realm) -> None:
-    realm.add([(job_id, 0, None, ()) for job_id in "zyxab"], NOW)
+    add_all(realm, [(job_id, 0, None, ()) for job_id in "zyxab"], NOW)
     assert pulled(realm) == list("zyxab")
 
 
@@ -102,7 +124,7 @@ def test_pull_serves_integer_queues_numerically_and_before_strings_by_code_point
     for number, queue in enumerate(queues):
         add(realm, f"in {queue}", queue, now=NOW - number)
     assert pulled(realm) == ["in -1", "in 0", "in 2", "in 10", "in B", "in b", "in é"]
-    assert list(realm.status()["queues"]) == ["-1", "0", "2", "10", "B", "b", "é"]
+    assert list(status(realm)["queues"]) == ["-1", "0", "2", "10", "B", "b", "é"]
 
 
 @pytest.mark.parametrize(
@@ -117,12 +139,12 @@ def test_pull_up_to_a_queue_leaves_those_after_it_alone(realm: Realm, last: Queu
 @pytest.mark.parametrize("count", [0, -1])
 def test_pull_of_no_jobs_leases_none(realm: Realm, count: int) -> None:
     add(realm, "a")
-    assert realm.pull(count, None, NOW) == []
+    assert pull(realm, count) == []
     assert pulled(realm) == ["a"]
 
 
 def test_pull_of_some_leaves_the_rest(realm: Realm) -> None:
-    realm.add([(job_id, 0, None, ()) for job_id in "abcde"], NOW)
+    add_all(realm, [(job_id, 0, None, ()) for job_id in "abcde"], NOW)
     assert [pulled(realm, 2), pulled(realm, 2), pulled(realm, 2), pulled(realm, 2)] == [
         ["a", "b"],
         ["c", "d"],
@@ -135,10 +157,10 @@ def test_pull_never_gives_a_job_twice_though_it_is_ready_in_two_queues(realm: Re
     for queue in (0, 1, "x"):
         add(realm, "a", queue)
     add(realm, "b", 1)
-    assert pairs(realm.pull(10, None, NOW)) == [("a", 0), ("b", 1)]
-    assert pairs(realm.pull(10, None, NOW)) == [("a", 1)]
-    assert pairs(realm.pull(10, None, NOW)) == [("a", "x")]
-    assert realm.pull(10, None, NOW) == []
+    assert pairs(pull(realm, 10)) == [("a", 0), ("b", 1)]
+    assert pairs(pull(realm, 10)) == [("a", 1)]
+    assert pairs(pull(realm, 10)) == [("a", "x")]
+    assert pull(realm, 10) == []
 
 
 # -- leases --------------------------------------------------------------------------------------------------------
@@ -167,10 +189,10 @@ def test_pull_after_lease_expiry_orders_by_the_end_of_the_lease(realm: Realm) ->
 def test_pull_of_job_leased_from_one_queue_gives_it_from_another(realm: Realm) -> None:
     add(realm, "a", 0)
     add(realm, "a", 1)
-    assert pairs(realm.pull(1, None, NOW)) == [("a", 0)]
-    assert pairs(realm.pull(1, None, NOW + 10)) == [("a", 1)]
-    assert pairs(realm.pull(9, None, NOW + LEASE)) == [("a", 0)]
-    assert pairs(realm.pull(9, None, NOW + LEASE + 10)) == [("a", 1)]
+    assert pairs(pull(realm, 1)) == [("a", 0)]
+    assert pairs(pull(realm, 1, now=NOW + 10)) == [("a", 1)]
+    assert pairs(pull(realm, 9, now=NOW + LEASE)) == [("a", 0)]
+    assert pairs(pull(realm, 9, now=NOW + LEASE + 10)) == [("a", 1)]
 
 
 def test_add_of_leased_job_neither_renews_nor_breaks_its_lease(realm: Realm) -> None:
@@ -198,7 +220,7 @@ def test_pull_at_time_before_the_last_one_keeps_leases(realm: Realm) -> None:
 
 def test_default_lease_time_holds_for_queues_made_from_then_on(realm: Realm) -> None:
     add(realm, "old", 0)
-    realm.configure(10.0, None)
+    called(realm, "configure", body={"default_lease_time": 10.0})
     add(realm, "new", 1)
     assert pulled(realm) == ["old", "new"]
     assert pulled(realm, now=NOW + 10) == ["new"]
@@ -206,9 +228,9 @@ def test_default_lease_time_holds_for_queues_made_from_then_on(realm: Realm) -> 
 
 
 def test_queue_lease_time_makes_the_queue(realm: Realm) -> None:
-    realm.configure(None, ("x", 5))
+    set_lease_time(realm, "x", 5)
     assert realm.exists
-    assert realm.status()["queues"] == {"x": 0}
+    assert status(realm)["queues"] == {"x": 0}
     add(realm, "a", "x")
     assert pulled(realm) == ["a"]
     assert pulled(realm, now=NOW + 5) == ["a"]
@@ -217,24 +239,26 @@ def test_queue_lease_time_makes_the_queue(realm: Realm) -> None:
 def test_queue_lease_time_leaves_given_leases_as_long_as_they_are(realm: Realm) -> None:
     add(realm, "a")
     assert pulled(realm) == ["a"]
-    realm.configure(None, (0, 5))
+    set_lease_time(realm, 0, 5)
     assert pulled(realm, now=NOW + LEASE - 1) == []
     assert pulled(realm, now=NOW + LEASE) == ["a"]
     assert pulled(realm, now=NOW + LEASE + 5) == ["a"]
 
 
 def test_queue_lease_time_of_zero_hands_job_out_with_every_pull(realm: Realm) -> None:
-    realm.configure(None, (0, 0))
-    realm.add([("a", 0, None, ()), ("b", 0, None, ())], NOW)
+    set_lease_time(realm, 0, 0)
+    add_all(realm, [("a", 0, None, ()), ("b", 0, None, ())], NOW)
     assert [pulled(realm), pulled(realm)] == [["a", "b"], ["a", "b"]]
-    realm.move_job("a", 0, 1, NOW)
+    operating.move_job(realm, "a", 0, 1, NOW)
 
 
-@pytest.mark.parametrize("seconds", [-1, -0.001, 1e10, float("inf"), float("nan")])
+@pytest.mark.parametrize("seconds", [-1, -0.001, 1e10])
 def test_lease_time_out_of_limits_is_refused_and_changes_nothing(realm: Realm, seconds: float) -> None:
-    for default, queue in ((seconds, None), (None, (0, seconds)), (5.0, (0, seconds)), (seconds, (0, 5.0))):
+    of_default, of_queue = {"default_lease_time": seconds}, {"queue_lease_time": [0, seconds]}
+    good: dict[str, Any] = {"default_lease_time": 5.0, "queue_lease_time": [0, 5.0]}
+    for body in (of_default, of_queue, good | of_default, good | of_queue):
         with pytest.raises(FieldInvalid, match="lease_time"):
-            realm.configure(default, queue)
+            called(realm, "configure", body=body)
     assert (realm.default_lease_time, realm.exists, rows(realm)) == (LEASE, False, 0)
 
 
@@ -243,62 +267,62 @@ def test_peek_gives_what_pull_would_and_leases_nothing(realm: Realm) -> None:
         for job_id in "abc":
             add(realm, job_id, queue)
     noted = rows(realm)
-    seen = pairs(realm.peek(4, None, NOW))
-    assert seen == pairs(realm.peek(4, None, NOW))
+    seen = pairs(peek(realm, 4))
+    assert seen == pairs(peek(realm, 4))
     assert rows(realm) == noted
-    assert pairs(realm.pull(4, None, NOW)) == seen == [("a", 0), ("b", 0), ("c", 0)]
+    assert pairs(pull(realm, 4)) == seen == [("a", 0), ("b", 0), ("c", 0)]
 
 
 def test_lease_of_ready_job_takes_it_out_of_that_queue_only(realm: Realm) -> None:
     for queue in (0, 1):
-        realm.add([("a", queue, None, ()), ("b", queue, None, ())], NOW)
-    lease = realm.next_lease(NOW)
-    place = realm.lease("b", 0, lease)
+        add_all(realm, [("a", queue, None, ()), ("b", queue, None, ())], NOW)
+    this = Pull(realm, Wanted())
+    place = leasing.lease(realm, "b", 0, this)
     assert place is not None
-    assert (place.at, place.lease) == (NOW + LEASE, lease)
-    assert realm.lease("b", 0, lease) is None
-    assert pairs(realm.pull(9, 0, NOW)) == [("a", 0)]
-    assert pairs(realm.pull(9, None, NOW)) == [("a", 1), ("b", 1)]
+    assert (place.at, place.history.lease) == (NOW + LEASE, this.number)
+    assert leasing.lease(realm, "b", 0, this) is None
+    assert pairs(pull(realm, 9, 0)) == [("a", 0)]
+    assert pairs(pull(realm, 9)) == [("a", 1), ("b", 1)]
 
 
 def test_lease_that_ends_at_once_keeps_the_order(realm: Realm) -> None:
     """The place before the lease and the one after it differ in nothing but the lease."""
-    realm.configure(None, (0, 0))
-    realm.add([(job_id, 0, None, ()) for job_id in "abc"], NOW)
-    assert realm.lease("a", 0, realm.next_lease(NOW)) is not None
-    assert realm.lease("b", 0, realm.next_lease(NOW)) is not None
+    set_lease_time(realm, 0, 0)
+    add_all(realm, [(job_id, 0, None, ()) for job_id in "abc"], NOW)
+    assert leasing.lease(realm, "a", 0, Pull(realm, Wanted())) is not None
+    assert leasing.lease(realm, "b", 0, Pull(realm, Wanted())) is not None
     assert pulled(realm) == ["a", "b", "c"]
 
 
 def test_lease_of_what_is_not_there_gives_none(realm: Realm) -> None:
     add(realm, "a", 0)
-    lease = realm.next_lease(NOW)
-    assert realm.lease("b", 0, lease) is None
-    assert realm.lease("a", 1, lease) is None
+    this = Pull(realm, Wanted())
+    assert leasing.lease(realm, "b", 0, this) is None
+    assert leasing.lease(realm, "a", 1, this) is None
 
 
 def test_undo_pull_makes_jobs_ready_ahead_of_their_queue(realm: Realm) -> None:
-    realm.add([(job_id, 0, None, ()) for job_id in "abcd"], NOW)
+    add_all(realm, [(job_id, 0, None, ()) for job_id in "abcd"], NOW)
     assert pulled(realm, 1) == ["a"]
-    second = realm.pull(2, None, NOW)
-    assert realm.undo_pull(second[0].lease.number, pairs(second)) == 2
-    assert all(place.lease == NEVER for place in realm.get_job("b").places)
+    second = pull(realm, 2)
+    assert undo_pull(realm, second) == 2
+    assert all(place.history is FRESH for place in realm.get_job("b").places)
     assert pulled(realm) == ["b", "c", "d"]
 
 
 def test_undo_pull_that_is_stale_leaves_the_next_lease_alone(realm: Realm) -> None:
     add(realm, "a")
-    (first,) = realm.pull(1, None, NOW)
+    (first,) = pull(realm, 1)
     assert pulled(realm, now=NOW + LEASE) == ["a"]
-    assert realm.undo_pull(first.lease.number, pairs([first])) == 0
+    assert undo_pull(realm, [first]) == 0
     assert pulled(realm, now=NOW + LEASE) == []
 
 
 def test_undo_pull_of_jobs_that_are_gone_undoes_none(realm: Realm) -> None:
     add(realm, "a")
-    (place,) = realm.pull(1, None, NOW)
-    realm.remove_job("a")
-    assert realm.undo_pull(place.lease.number, [("a", 0), ("never", 5)]) == 0
+    (place,) = pull(realm, 1)
+    realm.drop(realm.get_job("a"))
+    assert leasing.undo_pull(realm, place.history.lease, [("a", 0), ("never", 5)], NOW) == 0
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
@@ -308,7 +332,7 @@ def test_add_with_same_data_written_otherwise_is_the_same_job(realm: Realm) -> N
     add(realm, "a", data=b'{"x": 1, "y": [true]}')
     add(realm, "a", 1, data=b'{"y":[true],"x":1.0}')
     assert realm.get_job("a").data == b'{"x": 1, "y": [true]}', "as it came first"
-    assert realm.status() == {"total_jobs": 1, "total_tags": 0, "queues": {"0": 1, "1": 1}}
+    assert status(realm) == {"total_jobs": 1, "total_tags": 0, "queues": {"0": 1, "1": 1}}
 
 
 def test_add_with_other_data_is_refused_and_changes_nothing(realm: Realm) -> None:
@@ -317,14 +341,14 @@ def test_add_with_other_data_is_refused_and_changes_nothing(realm: Realm) -> Non
     with pytest.raises(ValueError, match="already exists with other data"):
         add(realm, "a", 1, data=b"2", tags=["t"])
     assert rows(realm) == noted
-    assert realm.status() == {"total_jobs": 1, "total_tags": 0, "queues": {"0": 1}}
+    assert status(realm) == {"total_jobs": 1, "total_tags": 0, "queues": {"0": 1}}
 
 
 def test_add_without_data_says_nothing_about_it(realm: Realm) -> None:
     add(realm, "a", data=b'"a file"')
     add(realm, "a", 1, tags=["later"])
     assert realm.get_job("a").data == b'"a file"'
-    assert realm.get_tag_status("later") == 1
+    assert tag_count(realm, "later") == 1
 
 
 def test_add_with_data_to_job_that_has_none_is_refused(realm: Realm) -> None:
@@ -338,19 +362,19 @@ def test_add_of_many_with_one_bad_applies_none_and_names_its_index(realm: Realm)
     add(realm, "old", data=b"1")
     noted = rows(realm)
     with pytest.raises(DataDiffers, match=r"jobs\[1\]"):
-        realm.add([("new", 0, None, ("t",)), ("old", 5, b"2", ())], NOW)
+        add_all(realm, [("new", 0, None, ("t",)), ("old", 5, b"2", ())], NOW)
     assert rows(realm) == noted
-    assert realm.status() == {"total_jobs": 1, "total_tags": 0, "queues": {"0": 1}}
+    assert status(realm) == {"total_jobs": 1, "total_tags": 0, "queues": {"0": 1}}
 
 
 def test_add_of_many_that_differ_among_themselves_applies_none(realm: Realm) -> None:
     with pytest.raises(DataDiffers, match=r"jobs\[2\]"):
-        realm.add([("a", 0, b"1", ()), ("b", 0, b"1", ()), ("a", 1, b"2", ())], NOW)
-    assert (realm.exists, realm.status()["total_jobs"], rows(realm)) == (False, 0, 0)
+        add_all(realm, [("a", 0, b"1", ()), ("b", 0, b"1", ()), ("a", 1, b"2", ())], NOW)
+    assert (realm.exists, status(realm)["total_jobs"], rows(realm)) == (False, 0, 0)
 
 
 def test_add_of_one_job_several_times_in_a_body_is_one_job(realm: Realm) -> None:
-    realm.add([("a", 0, b"1", ("x",)), ("a", 1, None, ("y",)), ("a", 0, b"1.0", ("x", "z"))], NOW)
+    add_all(realm, [("a", 0, b"1", ("x",)), ("a", 1, None, ("y",)), ("a", 0, b"1.0", ("x", "z"))], NOW)
     job = realm.get_job("a")
     assert job.tags == ("x", "y", "z")
     assert [place.queue.queue_id for place in job.places] == [0, 1]
@@ -361,12 +385,12 @@ def test_add_of_large_data_keeps_only_its_digest_in_memory(realm: Realm) -> None
     add(realm, "a", data=text)
     job = realm.get_job("a")
     assert not isinstance(job.data, bytes)
-    assert realm._changes.payloads[job.key] == text
+    assert realm.changes.payloads[job.key] == text
     add(realm, "a", 1, data=b" " + text)
     with pytest.raises(DataDiffers):
         add(realm, "a", data=text.replace(b"x", b"y"))
-    realm.remove_job("a")
-    assert realm._changes.payloads[job.key] is None
+    realm.drop(realm.get_job("a"))
+    assert realm.changes.payloads[job.key] is None
 
 
 # -- removing ------------------------------------------------------------------------------------------------------
@@ -376,63 +400,55 @@ def test_remove_job_takes_it_out_of_every_queue_and_tag(realm: Realm) -> None:
     for queue in (0, 1, "x"):
         add(realm, "a", queue, tags=["t", "u"])
     assert pulled(realm, 1) == ["a"]
-    realm.remove_job("a")
-    assert realm.status() == {"total_jobs": 0, "total_tags": 0, "queues": {"0": 0, "1": 0, "x": 0}}
+    realm.drop(realm.get_job("a"))
+    assert status(realm) == {"total_jobs": 0, "total_tags": 0, "queues": {"0": 0, "1": 0, "x": 0}}
     assert pulled(realm, now=NOW + LEASE) == []
 
 
 def test_remove_job_that_is_not_there_says_so(realm: Realm) -> None:
     with pytest.raises(KeyError, match="no job 'a'"):
-        realm.remove_job("a")
+        realm.drop(realm.get_job("a"))
 
 
 def test_remove_jobs_passes_over_what_is_not_there(realm: Realm) -> None:
-    realm.add([("a", 0, None, ()), ("b", 0, None, ())], NOW)
-    assert realm.remove_jobs(["a", "never", "a"]) == 1
+    add_all(realm, [("a", 0, None, ()), ("b", 0, None, ())], NOW)
+    remove(realm, ["a", "never", "a"])
     assert pulled(realm) == ["b"]
 
 
 def test_add_after_remove_is_another_job(realm: Realm) -> None:
     add(realm, "a", data=b"1", tags=["t"])
     assert pulled(realm) == ["a"]
-    realm.remove_job("a")
+    realm.drop(realm.get_job("a"))
     add(realm, "a", data=b"2")
     assert realm.get_job("a").tags == ()
     assert pulled(realm) == ["a"], "without the lease of the one before"
 
 
-def finish(work: removal.Removal, step: int) -> int:
-    """Carry a removal on to its end; how many steps it took."""
-    steps = 1
-    while not work.step(step):
-        steps += 1
-    return steps
-
-
 @pytest.mark.parametrize("step", [1, 3, 1000])
 def test_clear_queue_removes_jobs_that_stand_in_no_other(realm: Realm, step: int) -> None:
-    realm.add([(f"only {number}", 0, None, ("t",)) for number in range(5)], NOW)
-    realm.add([(f"both {number}", queue, None, ("t",)) for number in range(4) for queue in (0, 1)], NOW)
-    assert len(realm.pull(3, 0, NOW)) == 3
-    work = removal.clear_queue(realm, 0)
+    add_all(realm, [(f"only {number}", 0, None, ("t",)) for number in range(5)], NOW)
+    add_all(realm, [(f"both {number}", queue, None, ("t",)) for number in range(4) for queue in (0, 1)], NOW)
+    assert len(pull(realm, 3, 0)) == 3
+    work = sweeps.clear_queue(realm, 0)
     assert (finish(work, step) > 1) == (step < 1000)
-    assert work.removed_count == 5
-    assert realm.status() == {"total_jobs": 4, "total_tags": 1, "queues": {"0": 0, "1": 4}}
-    assert realm.get_tag_status("t") == 4
+    assert work.counts["removed"] == 5
+    assert status(realm) == {"total_jobs": 4, "total_tags": 1, "queues": {"0": 0, "1": 4}}
+    assert tag_count(realm, "t") == 4
     assert realm.task is None
 
 
 def test_clear_queue_that_does_not_exist_is_refused(realm: Realm) -> None:
     with pytest.raises(QueueNotFound) as caught:
-        removal.clear_queue(realm, 0)
+        sweeps.clear_queue(realm, 0)
     assert isinstance(caught.value, ValueError)
     assert not realm.exists
 
 
 def test_clear_queue_keeps_its_lease_time(realm: Realm) -> None:
-    realm.configure(None, (0, 5.0))
+    set_lease_time(realm, 0, 5.0)
     add(realm, "a")
-    finish(removal.clear_queue(realm, 0), 10)
+    finish(sweeps.clear_queue(realm, 0), 10)
     add(realm, "b")
     assert pulled(realm) == ["b"]
     assert pulled(realm, now=NOW + 5) == ["b"]
@@ -440,24 +456,24 @@ def test_clear_queue_keeps_its_lease_time(realm: Realm) -> None:
 
 @pytest.mark.parametrize("step", [1, 2, 1000])
 def test_remove_tagged_jobs_removes_every_carrier(realm: Realm, step: int) -> None:
-    realm.add([(f"with {number}", number % 2, None, ("t", "u")) for number in range(5)], NOW)
-    realm.add([("without", 0, None, ("u",))], NOW)
-    work = removal.remove_tagged_jobs(realm, "t")
+    add_all(realm, [(f"with {number}", number % 2, None, ("t", "u")) for number in range(5)], NOW)
+    add_all(realm, [("without", 0, None, ("u",))], NOW)
+    work = sweeps.of_tag(realm, "remove_tagged_jobs", "t")
     finish(work, step)
-    assert work.removed_count == 5
-    assert realm.get_tag_status("u") == 1
+    assert work.counts["removed"] == 5
+    assert tag_count(realm, "u") == 1
     assert pulled(realm) == ["without"]
     with pytest.raises(TagNotFound):
-        removal.remove_tagged_jobs(realm, "t")
+        sweeps.of_tag(realm, "remove_tagged_jobs", "t")
 
 
 @pytest.mark.parametrize("step", [1, 1000])
 def test_delete_realm_leaves_no_row(realm: Realm, step: int) -> None:
     text = b'"' + b"x" * INLINE_BYTES_MAX + b'"'
-    realm.add([(job_id, queue, text, ("t",)) for job_id in "abc" for queue in (0, 1)], NOW)
-    finish(removal.delete(realm), step)
+    add_all(realm, [(job_id, queue, text, ("t",)) for job_id in "abc" for queue in (0, 1)], NOW)
+    finish(sweeps.delete(realm), step)
     assert not realm.exists
-    changes = realm._changes
+    changes = realm.changes
     for table in (changes.realms, changes.queues, changes.jobs, changes.places, changes.payloads):
         assert table
         assert not any(table.values())
@@ -469,41 +485,41 @@ def test_delete_realm_leaves_no_row(realm: Realm, step: int) -> None:
 def test_tag_exists_while_a_job_carries_it(realm: Realm) -> None:
     add(realm, "a", tags=["t"])
     add(realm, "b", tags=["t"])
-    assert (realm.get_tag_status("t"), realm.status()["total_tags"]) == (2, 1)
-    realm.remove_job("a")
-    assert realm.get_tag_status("t") == 1
-    realm.remove_job("b")
-    assert realm.status()["total_tags"] == 0
+    assert (tag_count(realm, "t"), status(realm)["total_tags"]) == (2, 1)
+    realm.drop(realm.get_job("a"))
+    assert tag_count(realm, "t") == 1
+    realm.drop(realm.get_job("b"))
+    assert status(realm)["total_tags"] == 0
     with pytest.raises(KeyError, match="tagged 't'"):
-        realm.get_tag_status("t")
+        tag_count(realm, "t")
 
 
 def test_add_of_job_that_exists_adds_its_tags(realm: Realm) -> None:
     add(realm, "a", tags=["b"])
     add(realm, "a", tags=["a", "c"])
     assert realm.get_job("a").tags == ("a", "b", "c")
-    assert [realm.get_tag_status(tag) for tag in "abc"] == [1, 1, 1]
+    assert [tag_count(realm, tag) for tag in "abc"] == [1, 1, 1]
 
 
 def test_tag_counts_leased_jobs_too(realm: Realm) -> None:
     add(realm, "a", tags=["t"])
     assert pulled(realm) == ["a"]
-    assert realm.get_tag_status("t") == 1
+    assert tag_count(realm, "t") == 1
 
 
 def test_get_tagged_jobs_gives_them_in_order_of_adding(realm: Realm) -> None:
     for job_id in ("z", "a", "m"):
         add(realm, job_id, tags=["t"])
     add(realm, "other")
-    realm.move_job("z", 0, 1, NOW)
-    assert [job.job_id for job in realm.get_tagged_jobs("t")] == ["z", "a", "m"]
+    operating.move_job(realm, "z", 0, 1, NOW)
+    assert list(called(realm, "get_tagged_jobs", "t")) == ["z", "a", "m"]
 
 
 def test_get_of_unknown_job_or_tag_is_a_key_error(realm: Realm) -> None:
     with pytest.raises(JobNotFound) as no_job:
         realm.get_job("a")
     with pytest.raises(TagNotFound) as no_tag:
-        realm.get_tagged_jobs("t")
+        called(realm, "get_tagged_jobs", "t")
     assert isinstance(no_job.value, KeyError)
     assert isinstance(no_tag.value, KeyError)
 
@@ -514,23 +530,23 @@ def test_get_of_unknown_job_or_tag_is_a_key_error(realm: Realm) -> None:
 def test_move_job_puts_it_at_the_end_of_the_other_queue(realm: Realm) -> None:
     add(realm, "a", 0)
     add(realm, "b", 1, now=NOW + 1)
-    realm.move_job("a", 0, 1, NOW + 2)
-    assert realm.status()["queues"] == {"0": 0, "1": 2}
+    operating.move_job(realm, "a", 0, 1, NOW + 2)
+    assert status(realm)["queues"] == {"0": 0, "1": 2}
     assert pulled(realm, now=NOW + 3) == ["b", "a"]
 
 
 def test_move_job_makes_the_other_queue(realm: Realm) -> None:
     add(realm, "a", 0)
-    realm.move_job("a", 0, "new", NOW)
-    assert realm.status()["queues"] == {"0": 0, "new": 1}
+    operating.move_job(realm, "a", 0, "new", NOW)
+    assert status(realm)["queues"] == {"0": 0, "new": 1}
 
 
 def test_move_job_that_is_in_the_other_queue_just_leaves_the_first(realm: Realm) -> None:
     add(realm, "a", 1)
     assert pulled(realm) == ["a"]
     add(realm, "a", 0)
-    realm.move_job("a", 0, 1, NOW)
-    assert realm.status()["queues"] == {"0": 0, "1": 1}
+    operating.move_job(realm, "a", 0, 1, NOW)
+    assert status(realm)["queues"] == {"0": 0, "1": 1}
     assert pulled(realm) == [], "its lease there is as it was"
     assert pulled(realm, now=NOW + LEASE) == ["a"]
 
@@ -538,23 +554,23 @@ def test_move_job_that_is_in_the_other_queue_just_leaves_the_first(realm: Realm)
 def test_move_job_to_its_own_queue_changes_nothing(realm: Realm) -> None:
     add(realm, "a")
     add(realm, "b", now=NOW + 1)
-    realm.move_job("a", 0, 0, NOW + 2)
+    operating.move_job(realm, "a", 0, 0, NOW + 2)
     assert pulled(realm, now=NOW + 2) == ["a", "b"]
 
 
 def test_move_job_whose_lease_ended_is_done(realm: Realm) -> None:
     add(realm, "a")
     assert pulled(realm) == ["a"]
-    realm.move_job("a", 0, 1, NOW + LEASE)
-    assert realm.status()["queues"] == {"0": 0, "1": 1}
+    operating.move_job(realm, "a", 0, 1, NOW + LEASE)
+    assert status(realm)["queues"] == {"0": 0, "1": 1}
 
 
 def test_move_job_leased_out_of_another_queue_is_done(realm: Realm) -> None:
     add(realm, "a", 0)
     assert pulled(realm) == ["a"]
     add(realm, "a", 1)
-    realm.move_job("a", 1, 2, NOW)
-    assert realm.status()["queues"] == {"0": 1, "1": 0, "2": 1}
+    operating.move_job(realm, "a", 1, 2, NOW)
+    assert status(realm)["queues"] == {"0": 1, "1": 0, "2": 1}
 
 
 @pytest.mark.parametrize(
@@ -570,10 +586,10 @@ def test_move_job_that_cannot_be_is_a_value_error(
     add(realm, "b", 1)
     noted = rows(realm)
     with pytest.raises(error) as caught:
-        realm.move_job(job_id, from_queue, 5, NOW)
+        operating.move_job(realm, job_id, from_queue, 5, NOW)
     assert isinstance(caught.value, ValueError)
     assert rows(realm) == noted
-    assert realm.status()["queues"] == {"0": 2, "1": 1}
+    assert status(realm)["queues"] == {"0": 2, "1": 1}
 
 
 # -- costs ---------------------------------------------------------------------------------------------------------
@@ -607,15 +623,15 @@ def leased_out() -> Realm:
     """A realm whose 100,000 jobs are all leased, by counted instants."""
     realm = new_realm()
     made.clear()  # to check it takes longer than to try it
-    realm.add([(f"job {number}", 0, None, ("t",)) for number in range(100_000)], Counted(NOW))
-    assert len(realm.pull(100_000, None, Counted(NOW))) == 100_000
+    add_all(realm, [(f"job {number}", 0, None, ("t",)) for number in range(100_000)], Counted(NOW))
+    assert len(pull(realm, 100_000, now=Counted(NOW))) == 100_000
     Counted.compared = 0
     return realm
 
 
 def test_pull_with_many_leased_jobs_touches_none_of_them(leased_out: Realm) -> None:
-    assert leased_out.pull(100, None, Counted(NOW + 1)) == []
-    assert leased_out.peek(100, None, Counted(NOW + 1)) == []
+    assert pull(leased_out, 100, now=Counted(NOW + 1)) == []
+    assert peek(leased_out, 100, now=Counted(NOW + 1)) == []
     assert Counted.compared < 20
 
 
@@ -626,32 +642,32 @@ def test_pull_of_one_ready_job_among_many_leased_costs_little(leased_out: Realm)
 
 
 def test_tag_count_and_removal_of_one_among_many_leased_cost_little(leased_out: Realm) -> None:
-    assert leased_out.get_tag_status("t") == 100_000
-    leased_out.remove_job("job 50000")
-    assert leased_out.get_tag_status("t") == 99_999
-    assert leased_out.status()["queues"] == {"0": 99_999}
+    assert tag_count(leased_out, "t") == 100_000
+    leased_out.drop(leased_out.get_job("job 50000"))
+    assert tag_count(leased_out, "t") == 99_999
+    assert status(leased_out)["queues"] == {"0": 99_999}
     assert Counted.compared < 20
 
 
 def entries(realm: Realm) -> int:
-    return sum(len(heap.entries) for queue in realm.queues.values() for heap in (queue.ready, queue.waiting))
+    return sum(len(heap.entries) for queue in realm.queues.values() for heap in (queue.plain.heap, queue.waiting))
 
 
 def test_heaps_after_removals_hold_at_most_twice_what_is_there(realm: Realm) -> None:
     for number in range(3_000):
         add(realm, f"job {number}", number % 2)
         if number % 3 == 0:
-            realm.pull(1, None, NOW)
+            pull(realm, 1)
         if number >= 100:
-            realm.remove_job(f"job {number - 100}")
+            realm.drop(realm.get_job(f"job {number - 100}"))
         assert entries(realm) <= 2 * len(realm.jobs) + 4 * DEAD_COUNT_MIN
 
 
 def test_heaps_after_many_undone_pulls_hold_at_most_twice_what_is_there(realm: Realm) -> None:
-    realm.add([(f"job {number}", 0, None, ()) for number in range(100)], NOW)
+    add_all(realm, [(f"job {number}", 0, None, ()) for number in range(100)], NOW)
     for _ in range(500):
-        places = realm.pull(10, None, NOW)
-        assert realm.undo_pull(places[0].lease.number, pairs(places)) == 10
+        places = pull(realm, 10)
+        assert undo_pull(realm, places) == 10
         assert entries(realm) <= 2 * 100 + 2 * DEAD_COUNT_MIN
 
 
@@ -659,29 +675,29 @@ def work_through(realm: Realm, number: int) -> None:
     """A bit of everything, errors included, after which the realm is as empty as before."""
     now = NOW + number
     jobs: list[Any] = [(f"{number} {index}", index % 3, b'{"a":[1]}', ("t", f"t{index}")) for index in range(8)]
-    realm.add(jobs, now)
-    places = realm.pull(3, None, now)
-    realm.undo_pull(places[0].lease.number, pairs(places))
-    realm.peek(5, None, now)
+    add_all(realm, jobs, now)
+    places = pull(realm, 3, now=now)
+    undo_pull(realm, places)
+    peek(realm, 5, now=now)
     add(realm, f"{number} 0", "other", now=now)
-    realm.move_job(f"{number} 1", 1, 2, now)
-    realm.pull(2, None, now)
+    operating.move_job(realm, f"{number} 1", 1, 2, now)
+    pull(realm, 2, now=now)
     for refuse in (
         lambda: add(realm, f"{number} 0", data=b"2"),
-        lambda: realm.move_job("never", 0, 1, now),
-        lambda: realm.move_job(f"{number} 0", 0, 1, now),
+        lambda: operating.move_job(realm, "never", 0, 1, now),
+        lambda: operating.move_job(realm, f"{number} 0", 0, 1, now),
         lambda: realm.get_job("never"),
-        lambda: realm.get_tag_status("never"),
-        lambda: realm.configure(-1, None),
-        lambda: removal.clear_queue(realm, "never"),
+        lambda: tag_count(realm, "never"),
+        lambda: called(realm, "configure", body={"default_lease_time": -1}),
+        lambda: sweeps.clear_queue(realm, "never"),
     ):
         with pytest.raises(RestqError):
             refuse()
-    realm.remove_jobs([f"{number} 7", "never"])
-    finish(removal.clear_queue(realm, 2), 2)
-    finish(removal.remove_tagged_jobs(realm, "t"), 2)
-    assert realm.status()["total_jobs"] == 0
-    realm._changes.take()
+    remove(realm, [f"{number} 7", "never"])
+    finish(sweeps.clear_queue(realm, 2), 2)
+    finish(sweeps.of_tag(realm, "remove_tagged_jobs", "t"), 2)
+    assert status(realm)["total_jobs"] == 0
+    realm.changes.take()
 
 
 def test_operations_of_all_kinds_leave_nothing_to_the_garbage_collector(realm: Realm) -> None:
@@ -705,9 +721,9 @@ def test_delete_of_realm_leaves_nothing_to_the_garbage_collector() -> None:
         gc.collect()
         for _ in range(count):
             realm = new_realm()
-            realm.add([(f"job {index}", index % 2, None, ("t",)) for index in range(50)], NOW)
-            realm.pull(10, None, NOW)
-            finish(removal.delete(realm), 7)
+            add_all(realm, [(f"job {index}", index % 2, None, ("t",)) for index in range(50)], NOW)
+            pull(realm, 10)
+            finish(sweeps.delete(realm), 7)
             made.clear()
             del realm
         return gc.collect()

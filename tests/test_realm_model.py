@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 from unittest import mock
 
@@ -116,8 +116,13 @@ class RealmAndModel(RuleBasedStateMachine):
         self.changes = Changes()
         self.group = 0
         self.realm = self.new_realm()
+        self.patch = mock.patch.object(queues, "TAG_HEAPS_MAX", 2)
+        self.patch.start()
         self.pulls: list[tuple[int, int, list[tuple[str, QueueId]]]] = []  # of the realm, of the model, what was got
         self.leases: dict[str, ModelLease] = {}  # by their ids: all that were ever given
+
+    def teardown(self) -> None:
+        self.patch.stop()
 
     def new_realm(self) -> Realm:
         realm = Realm(self.keys.take(), "tried", DEFAULT_LEASE_TIME, self.keys, self.changes, lambda: CHANCE)
@@ -520,9 +525,7 @@ class RealmAndModel(RuleBasedStateMachine):
             assert crash is not None or (done["removed"], done["leased"]) == (sum(gone), len(gone) - sum(gone))
 
     @rule(tag=tags, from_queue=queue_ids, to_queue=queue_ids, size=step_sizes, crash=crashes)
-    def move_tagged_jobs(
-        self, tag: str, from_queue: QueueId, to_queue: QueueId, size: int, crash: int | None
-    ) -> None:
+    def move_tagged_jobs(self, tag: str, from_queue: QueueId, to_queue: QueueId, size: int, crash: int | None) -> None:
         tagged = self.tagged(tag, "move_tagged_jobs", (from_queue, to_queue))
         places = [place for job_id in tagged if (place := self.model.place(job_id, from_queue))]
         leased = [place for place in places if self.model.state(place) == "leased"]
@@ -540,7 +543,8 @@ class RealmAndModel(RuleBasedStateMachine):
     @rule(tag=tags, size=step_sizes, crash=crashes)
     def redrive_tagged_jobs(self, tag: str, size: int, crash: int | None) -> None:
         tagged = self.tagged(tag, "redrive_tagged_jobs")
-        redriven = [place.job for place in self.model.places if place.job.job_id in tagged and self.model.redrive(place)]
+        places = [place for place in self.model.places if tag in place.job.tags]
+        redriven = [place.job for place in places if self.model.redrive(place)]
         if tagged:
             done = self.carry_on(sweeps.of_tag(self.realm, "redrive_tagged_jobs", tag), size, crash)
             assert crash is not None or done["redriven"] == len({job.job_id for job in redriven})
@@ -602,14 +606,21 @@ class RealmAndModel(RuleBasedStateMachine):
         self.group += 1
         completed(self.store.commit(self.changes.take(), Mark(self.group, self.keys.next_key, self.now)))
 
-    @rule()
-    def restart(self) -> None:
+    @rule(lapse=spans, is_down=st.booleans())
+    def restart(self, lapse: float, is_down: bool) -> None:
+        """Time goes on while the shard is down; or before, noted by the store, while something held the realm."""
+        if is_down:
+            self.commit()
+        self.now += lapse
+        if not is_down:
+            self.commit()
         self.rebuild()
         assert self.realm.task is None, "nothing is under way"
 
     def rebuild(self) -> None:
         """All that is in memory is lost."""
-        self.commit()
+        if len(self.changes):
+            self.commit()
         loaded = self.store.load()
         self.keys, self.changes = Keys(loaded.mark.next_key), Changes()
         loader = Loader(self.keys, self.changes, lambda: CHANCE)
@@ -678,11 +689,11 @@ class RealmAndModel(RuleBasedStateMachine):
         for job in self.model.jobs:
             said = listing.explain(self.realm, self.realm.get_job(job.job_id), self.archive)
             for place, shown in zip(self.model.places_of(job), said["queues"], strict=True):
-                holding = [(kind, name) for kind, name, limit in self.model.limits_of(place)]
-                open_by = {(kind, name): self.model.lets_pass(limit) for kind, name, limit in self.model.limits_of(place)}
-                assert all((limit["kind"], limit["name"]) in holding for limit in shown.get("limits", []))
-                is_held = "and held by" in shown["explanation"]
-                assert is_held == (self.model.state(place) == "ready" and not all(open_by.values()))
+                limits_of = self.model.limits_of(place)
+                is_open = {(kind, name): self.model.lets_pass(limit) for kind, name, limit in limits_of}
+                assert all((limit["kind"], limit["name"]) in is_open for limit in shown.get("limits", []))
+                is_held = self.model.state(place) == "ready" and not all(is_open.values())
+                assert ("and held by" in shown["explanation"]) == is_held
                 others = [other for other in self.model.jobs if other is not job]
                 expected = {tag: sum(tag in other.tags for other in others) for tag in job.after}
                 assert shown.get("after", {}) == expected
@@ -749,8 +760,11 @@ class RealmAndModel(RuleBasedStateMachine):
             shown |= {"worker": place.lease.worker} if place.lease.worker else {}
         else:
             shown["ready_at"] = place.at
-        if place.failure is not None:
-            error, exit_code = place.failure
+        failure = place.failure
+        if place.lease is not None and place.lease.ran_out and not place.dead:
+            failure = ("the lease ran out", None)
+        if failure is not None:
+            error, exit_code = failure
             shown |= {"error": error} if exit_code is None else {"error": error, "exit_code": exit_code}
         return shown
 

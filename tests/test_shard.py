@@ -362,6 +362,25 @@ def test_full_disk_refuses_the_turn_and_goes_back_to_what_is_kept(rig: Rig) -> N
     assert {name: status["total_jobs"] for name, status in rig.ask("get_statuses").items()} == {A: 1}
 
 
+def test_full_disk_keeps_what_time_brings_about_until_there_is_room(rig: Rig) -> None:
+    """A start finds leases that ran out: that is not tried in vain again and again, each time from the file."""
+    rig.add(A, "x", expires_in=10)
+    rig.leases(A, lease_time=20)
+    rig.send("add_job", B, ["lost"], {"queue_id": 0})
+    rig.now += 30
+    rig.full_turn()
+    rig.shard.full = True
+    assert len(rig.shard.changes) > 0
+    assert len(rig.shard.take_changes()) == 0
+    rig.run()
+    assert not rig.busy
+    assert rig.ids(A) == []
+    assert len(rig.store._tables["jobs"]) == 1
+    rig.shard.full = False
+    rig.run()
+    assert rig.store._tables["jobs"] == {}
+
+
 def test_full_disk_keeps_mail_that_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_module, "GROUP_ROWS_MAX", 3)
     first = rig.send("add_job", A, ["lost"], {"queue_id": 0})

@@ -15,6 +15,7 @@ from restq.cli import DONE, output
 from restq.cli.options import configured, joined, json_option, open_realm, realm_option, uri_option
 from restq.cli.values import or_none, queue_id, read_seconds
 from restq.client import Realm
+from restq.names import QueueId
 
 LIMITS = ("max_leased", "rate", "paused")
 
@@ -39,7 +40,7 @@ def pause_(ctx: click.Context, kind: str, name: tuple[str, ...], as_json: bool) 
     restq pause queue 3
     restq pause tag nightly
     """
-    return _set_paused(ctx, kind, joined(kind, name), True, as_json)
+    return _set_paused(ctx, kind, _named(kind, name), True, as_json)
 
 
 @click.command("resume")
@@ -56,7 +57,7 @@ def resume_(ctx: click.Context, kind: str, name: tuple[str, ...], as_json: bool)
     restq resume queue 3
     restq resume tag nightly
     """
-    return _set_paused(ctx, kind, joined(kind, name), False, as_json)
+    return _set_paused(ctx, kind, _named(kind, name), False, as_json)
 
 
 @click.command("limit")
@@ -89,7 +90,7 @@ def limit_(
     """
     given = {"max_leased": max_leased, "rate": rate}
     changes = {setting: value[0] for setting, value in given.items() if value is not None}
-    named = joined(kind, name)
+    named = _named(kind, name)
     with open_realm(configured(ctx)) as realm:
         settings = _settings(realm, kind, named, changes)
     if as_json:
@@ -121,26 +122,33 @@ def configure_(ctx: click.Context, words: tuple[str, ...], as_json: bool) -> int
     restq configure keep_done.seconds=7d keep_done.count=10000
     restq configure queue 3 lease_time=30m max_attempts=none
     """
-    kind, named = None, None
+    kind, name = None, None
     if words and words[0] in ("queue", "tag"):
         kind, *words_left = words
         if not words_left or "=" in words_left[0]:
             raise click.UsageError(f"which {kind}?")
         named, *changes = words_left
-        named = joined(kind, [named])
+        name = _named(kind, [named])
     else:
         changes = list(words)
     with open_realm(configured(ctx)) as realm:
-        settings = _settings(realm, kind, named, _read_changes(changes))
+        settings = _settings(realm, kind, name, _read_changes(changes))
+    shown = realm.name if name is None else name
     if as_json:
-        output.write_json({kind or "realm": named or realm.name, "settings": settings})
+        output.write_json({kind or "realm": shown, "settings": settings})
     else:
-        output.write(f"Settings of {kind or 'realm'} {named or realm.name}:")
+        output.write(f"Settings of {kind or 'realm'} {shown}:")
         _write_settings(settings)
     return DONE
 
 
-def _set_paused(ctx: click.Context, kind: str, name: str, paused: bool, as_json: bool) -> int:
+def _named(kind: str, words: Sequence[str]) -> QueueId:
+    """The queue's id or the tag that the words name."""
+    name = joined(kind, words)
+    return queue_id(name) if kind == "queue" else name
+
+
+def _set_paused(ctx: click.Context, kind: str, name: QueueId, paused: bool, as_json: bool) -> int:
     with open_realm(configured(ctx)) as realm:
         settings = _settings(realm, kind, name, {"paused": paused})
     if as_json:
@@ -150,20 +158,13 @@ def _set_paused(ctx: click.Context, kind: str, name: str, paused: bool, as_json:
     return DONE
 
 
-def _settings(realm: Realm, kind: str | None, name: str | None, changes: dict[str, Any]) -> dict[str, Any]:
+def _settings(realm: Realm, kind: str | None, name: QueueId | None, changes: dict[str, Any]) -> dict[str, Any]:
     """Change the settings of a queue, a tag or the realm, and return all of them; without changes, only look."""
-    settings: dict[str, Any]
     if kind is None or name is None:
         return realm.configure(**changes) if changes else realm.get_config()
     if kind == "queue":
-        if changes:
-            return realm.configure_queue(queue_id(name), **changes)
-        settings = realm.get_queue(queue_id(name))["settings"]
-    else:
-        if changes:
-            return realm.configure_tag(name, **changes)
-        settings = realm.get_tag(name)["settings"]
-    return settings
+        return realm.configure_queue(name, **changes) if changes else realm.get_queue(name)["settings"]
+    return realm.configure_tag(str(name), **changes) if changes else realm.get_tag(str(name))["settings"]
 
 
 def _read_changes(words: Sequence[str]) -> dict[str, Any]:

@@ -88,8 +88,9 @@ def clear_(ctx: click.Context, queue: str, as_json: bool) -> int:
 def redrive_(ctx: click.Context, what: str | None, words: tuple[str, ...], as_json: bool) -> int:
     """Make dead arguments ready again.
 
-    One, those of a tag or of a queue, or all. They are as if they had never been handed out. Several words after arg are one argument, joined by spaces, as in
-    add. Exit code 3: that argument is not dead, or there is no such queue or tag.
+    One, those of a tag or of a queue, or all; they are as if they had never been handed out. Several words after arg
+    are one argument, joined by spaces, as in add. Exit code 3: that argument is not dead, or there is no such queue or
+    tag.
 
     \b
     restq redrive
@@ -100,11 +101,13 @@ def redrive_(ctx: click.Context, what: str | None, words: tuple[str, ...], as_js
     if what is not None and not words:
         raise click.UsageError(f"redrive {what} needs the {'argument' if what == 'arg' else what}")
     name = joined(what, words) if what is not None else ""
+    named: dict[str, Any] = {what: name} if what is not None else {}
     with open_realm(configured(ctx)) as realm:
         if what == "tag":
             count = realm.redrive_tagged_jobs(name)
         elif what == "queue":
-            count = realm.redrive(queue=queue_id(name))
+            named = {"queue": queue_id(name)}
+            count = realm.redrive(**named)
         elif what == "arg":
             count = realm.redrive(jobs=[name])
             if not count:
@@ -112,7 +115,7 @@ def redrive_(ctx: click.Context, what: str | None, words: tuple[str, ...], as_js
         else:
             count = realm.redrive()
     if as_json:
-        output.write_json({"redriven": count, **({what: name} if what else {})})
+        output.write_json({"redriven": count, **named})
     else:
         output.write(f"redriven {count} jobs")
     return DONE

@@ -80,9 +80,10 @@ def joined(what: str, words: Sequence[str]) -> str:
 
 
 def _requester(config: Config, environ: Mapping[str, str]) -> Requester | None:
-    """The quick requester where it suffices; None, which is requests, for TLS, a proxy or a password."""
+    """The quick requester where it suffices; None, which is requests, for all else, such as TLS or a proxy."""
     proxied = any(name.lower() in ("http_proxy", "all_proxy") for name in environ)
-    if proxied or not config.client.uri.startswith("http://") or "@" in config.client.uri:
+    uri = config.client.uri
+    if proxied or not uri.startswith("http://") or "@" in uri or not uri.isascii():
         return None
     from restq.cli.requester import QuickRequester
 

@@ -21,12 +21,14 @@ BATCH = "batch"
 class Task(NamedTuple):
     """What holds a realm for long: the kind of a sweep, "move", "arrive" or BATCH.
 
-    `target` is a queue, a tag, a shard, or the key of the payload that is the body of a batch.
+    `target` is a queue, a tag, a shard, or the key of the payload that is the body of a batch. `once` is the
+    idempotency key and the digest of the request that began it, if it came with one.
     """
 
     kind: str
     target: QueueId | None = None
     details: tuple[QueueId, ...] = ()
+    once: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The task as a row carries it."""
@@ -37,8 +39,14 @@ class Task(NamedTuple):
         """The task of a row."""
         if text is None:
             return None
-        kind, target, *details = json.loads(text)
-        return cls(kind, target, tuple(details[0]) if details else ())
+        kind, target, *more = json.loads(text)
+        return cls(kind, target, *map(tuple, more))
+
+
+def payload_keys(batch: Task) -> list[int]:
+    """The keys of the payloads of a batch: its body, and what each slice replied that is done."""
+    first = int(batch.target or 0)
+    return list(range(first, first + 1 + int(batch.details[2])))
 
 
 class RealmRow(NamedTuple):

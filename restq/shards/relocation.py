@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from restq.placement import home
-from restq.shards.changes import BATCH, Changes, RealmRow, Task, shifted
+from restq.shards.changes import BATCH, Changes, RealmRow, Task, payload_keys, shifted
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import KEPT, Loaded, Mark
 
@@ -133,14 +133,15 @@ class _Relocation:
             await self._keep(target)
 
     def _copy_batch(self, shard: int, row: RealmRow, copy: Copy) -> str | None:
-        """The task of the copy; the body of a batch goes along."""
+        """The task of the copy; what a batch has in payloads goes along."""
         task = Task.read(row.task)
         if task is None or task.kind != BATCH:
             return _lasting(row)
-        key = int(task.target or 0)
-        self._unkept[copy.target].payloads[key + copy.shift] = self._stores[shard].payload(key)
-        self._unkept[shard].payloads[key] = None
-        return task._replace(target=key + copy.shift).text()
+        keys = payload_keys(task)
+        for key in keys:
+            self._unkept[copy.target].payloads[key + copy.shift] = self._stores[shard].payload(key)
+            self._unkept[shard].payloads[key] = None
+        return task._replace(target=keys[0] + copy.shift).text()
 
     async def _copy_kept(self, store: SqliteStore, copies: dict[int, Copy]) -> None:
         for table in KEPT:

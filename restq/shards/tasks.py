@@ -6,10 +6,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from restq.errors import RestqError
-from restq.shards.actor import Actor, Mail
+from restq.shards.actor import Actor, Mail, no_mail
 from restq.shards.changes import BATCH, Task
 from restq.shards.commands import REALM_OPERATIONS
-from restq.shards.commands.call import NOTHING, Call, Done, Work
+from restq.shards.commands.call import Call, Done, Work, encode
 from restq.shards.realm import Realm
 from restq.shards.sweeps import KINDS, Sweep
 
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 STEP_COUNT = 1_000  # jobs in one step: some milliseconds
 RESUMED = KINDS | {BATCH}  # kinds of tasks that go on here after a start
+# What the reply to a sweep says; after a start, of what was left to do.
+COUNTS = {
+    "cancel_tagged_jobs": ("removed", "leased"),
+    "clear_queue": ("removed",),
+    "move_tagged_jobs": ("moved", "leased"),
+    "redrive": ("redriven",),
+    "redrive_tagged_jobs": ("redriven",),
+}
 
 
 class Tasks:
@@ -34,16 +42,19 @@ class Tasks:
         self.actors.append(actor)
 
     def resume(self, actor: Actor, realm: Realm, task: Task) -> None:
-        """Go on with what began before a start: nobody waits for it."""
+        """Go on with what began before a start: nobody waits for it, but its reply is kept if it has a key."""
+        mail = no_mail(actor.name)._replace(once=task.once) if task.once else None
         if task.kind != BATCH:
-            self.begin(actor, Work(Sweep(realm, task), lambda: Done(NOTHING)), None)
+            sweep = Sweep(realm, task)
+            counts = COUNTS.get(task.kind, ())
+            self.begin(actor, Work(sweep, lambda: Done(encode({name: sweep.counts[name] for name in counts}))), mail)
             return
-        operation, now = task.details
+        operation, now, *_ = task.details
         body = self._shard.archive.payload(int(task.target or 0))
         call = Call([], body, float(now), self._shard.archive, is_resumed=True)
         outcome = REALM_OPERATIONS[str(operation)](realm, call)
         assert isinstance(outcome, Work), "what was done in slices once has as many again"
-        self.begin(actor, outcome, None)
+        self.begin(actor, outcome, mail)
 
     def discard(self, realm: Realm) -> None:
         """Remove a realm that lives elsewhere by now or never came to count. Its name is free at once."""
@@ -62,6 +73,7 @@ class Tasks:
         done: Done | RestqError
         try:
             if not work.steps.step(STEP_COUNT):
+                _note_key(actor, mail)
                 self.actors.append(actor)
                 return
             done = work.reply()
@@ -81,3 +93,10 @@ class Tasks:
         """Who waits for a sweep."""
         works = (actor.work for actor in self.actors)
         return [work[1] for work in works if work is not None and work[1] is not None]
+
+
+def _note_key(actor: Actor, mail: Mail | None) -> None:
+    """Have the task's row say under which key it was asked for: should it end after a start, its reply is kept too."""
+    realm = actor.realm
+    if mail is not None and mail.once and realm is not None and realm.task is not None and not realm.task.once:
+        realm.set_task(realm.task._replace(once=tuple(mail.once)))

@@ -1,0 +1,380 @@
+"""Requests that come again under their idempotency key: the very same reply, and nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from shard_rig import HOME_0, NOW, A, B, Rig, ids, move
+
+from restq.shards import replies
+from restq.shards.commands import batches
+from restq.shards.replies import KEPT_SECONDS
+
+KEY = ("key", "digest")
+OTHER = ("key", "digest of something else")
+
+Said = tuple[str, list[Any], Any]
+
+
+def filled(rig: Rig, realm: str, name: str) -> list[str]:
+    """Jobs in all states; returns the proofs of two leases. Done again under another name, it makes new ones."""
+    rig.add(realm, f"{name} 1", f"{name} 2", queue=-1, tags=["held"])
+    leases = rig.leases(realm, 2, queues=[-1], worker=name)
+    rig.add(realm, f"{name} dead", queue=-2, tags=["t"], max_attempts=1)
+    rig.ask("nack", realm, [], {"leases": rig.leases(realm, queues=[-2]), "error": name})
+    rig.add(realm, f"{name} ready", queue=0, tags=["t"])
+    rig.add(realm, "moved", queue=5)
+    rig.add(realm, "cancelled", queue=6)
+    return leases
+
+
+# Each POST on one realm, given two leases.
+POSTS: dict[str, Callable[[list[str]], Said]] = {
+    "pull": lambda leases: ("pull", [], {"count": 1, "lease_time": 30}),
+    "pull that waits": lambda leases: ("pull", [], {"wait": 60, "worker": "w"}),
+    "ack": lambda leases: ("ack", [], {"leases": leases, "result": 1}),
+    "ack some": lambda leases: ("ack", [], {"leases": [leases[0], "1-1"]}),
+    "nack": lambda leases: ("nack", [], {"leases": leases, "error": "e"}),
+    "release": lambda leases: ("release", [], {"leases": leases}),
+    "extend": lambda leases: ("extend", [], {"leases": leases, "lease_time": 7}),
+    "exchange": lambda leases: (
+        "exchange",
+        [],
+        {
+            "ack": {"leases": leases[:1]},
+            "nack": {"leases": leases[1:], "delay": 5},
+            "add": [{"job_id": "follows", "queue_id": 7}],
+            "pull": {"count": 2},
+        },
+    ),
+    "add": lambda leases: ("add_jobs", [], {"jobs": [{"job_id": "new", "queue_id": 7, "on_conflict": "replace"}]}),
+    "move": lambda leases: ("move_job", ["moved"], {"from_queue": 5, "to_queue": 8}),
+    "move a tag": lambda leases: ("move_tagged_jobs", ["t"], {"from_queue": 0, "to_queue": 8}),
+    "cancel": lambda leases: ("cancel_job", ["cancelled"], None),
+    "cancel a tag": lambda leases: ("cancel_tagged_jobs", ["t"], None),
+    "clear": lambda leases: ("clear_queue", ["0"], None),
+    "redrive": lambda leases: ("redrive", [], None),
+    "redrive a queue": lambda leases: ("redrive", [], {"queue": -2}),
+    "redrive jobs": lambda leases: ("redrive", [], {"jobs": ["first dead", "second dead"]}),
+    "redrive a tag": lambda leases: ("redrive_tagged_jobs", ["t"], None),
+    "configure": lambda leases: ("configure", [], {"default_lease_time": 33}),
+}
+
+
+def post(rig: Rig, realm: str, said: Said, once: tuple[str, str] = KEY) -> Any:
+    operation, params, body = said
+    return rig.reply_to(operation, realm, params, b"" if body is None else body, once)
+
+
+@pytest.fixture(params=POSTS)
+def said(request: pytest.FixtureRequest) -> Callable[[list[str]], Said]:
+    return POSTS[request.param]
+
+
+def test_post_again_gives_the_same_reply_and_changes_nothing(rig: Rig, said: Callable[[list[str]], Said]) -> None:
+    once = said(filled(rig, A, "first"))
+    first = post(rig, A, once)
+    assert first.status == 200
+    filled(rig, A, "second")
+    rig.ask("configure", A, [], {"default_lease_time": 44})
+    before = rig.rows()
+    for _ in range(2):
+        again = post(rig, A, once)
+        assert again[1:3] == first[1:3]
+        assert rig.rows() == before
+
+
+def test_post_again_after_starts_gives_the_same_reply_and_changes_nothing(
+    rig: Rig, said: Callable[[list[str]], Said]
+) -> None:
+    once = said(filled(rig, A, "first"))
+    first = post(rig, A, once)
+    filled(rig, A, "second")
+    before = rig.rows()
+    for _ in range(2):
+        rig.start()
+        assert post(rig, A, once)[1:3] == first[1:3]
+        assert rig.rows() == before
+
+
+def test_post_again_after_moves_gives_the_same_reply_and_changes_nothing(said: Callable[[list[str]], Said]) -> None:
+    source, target = Rig(0, 2), Rig(1, 2)
+    once = said(filled(source, HOME_0, "first"))
+    first = post(source, HOME_0, once)
+    filled(source, HOME_0, "second")
+    for here, there in ((source, target), (target, source)):
+        move(here, there, HOME_0)
+        there.start()
+        before = there.rows()
+        assert post(there, HOME_0, once)[1:3] == first[1:3]
+        assert there.rows() == before
+
+
+def test_post_of_something_else_under_the_key_is_refused_and_changes_nothing(
+    rig: Rig, said: Callable[[list[str]], Said]
+) -> None:
+    once = said(filled(rig, A, "first"))
+    post(rig, A, once)
+    before = rig.rows()
+    refused = post(rig, A, once, OTHER)
+    assert (refused.status, json.loads(refused.body)["code"]) == (422, "idempotency_key_reused")
+    rig.start()
+    assert post(rig, A, once, OTHER).status == 422
+    assert rig.rows() == before
+    assert post(rig, B, ("configure", [], {"default_lease_time": 1}), OTHER).status == 200, "another realm's key"
+
+
+def test_post_that_a_full_disk_refused_is_not_kept(rig: Rig, said: Callable[[list[str]], Said]) -> None:
+    once = said(filled(rig, A, "first"))
+    operation, params, body = once
+    before = rig.rows()
+    request = rig.send(operation, A, params, b"" if body is None else body, KEY)
+    assert rig.full_turn() == [request]
+    assert rig.replies[request].status == 507
+    rig.run()
+    # What began a task goes on if it had begun; of this one nothing was kept.
+    assert rig.rows() == before
+    done = post(rig, A, once)
+    assert done.status == 200
+    assert post(rig, A, once).body == done.body
+    assert rig.rows() != before
+
+
+def test_post_twice_in_one_turn_is_done_once(rig: Rig, said: Callable[[list[str]], Said]) -> None:
+    operation, params, body = said(filled(rig, A, "first"))
+    sent = [rig.send(operation, A, params, b"" if body is None else body, KEY) for _ in range(3)]
+    rig.run()
+    assert len({rig.replies[request].body for request in sent}) == 1
+    rows = rig.rows()
+    assert len(rows["replies"]) == 1
+
+
+@pytest.mark.parametrize("refused", [("ack", [], {"leases": ["1-1"]}), ("clear_queue", ["0"], None)])
+def test_post_that_was_refused_is_tried_anew(rig: Rig, refused: Said) -> None:
+    assert post(rig, A, refused).status in (404, 409)
+    rig.add(A, "x")
+    assert len(rig.store._tables["replies"]) == 0
+    assert post(rig, A, ("clear_queue", ["0"], None)).status == 200
+
+
+def test_pull_in_vain_is_not_kept_and_tried_anew(rig: Rig) -> None:
+    assert rig.ask("pull", A, [], {}, KEY) == {"jobs": []}
+    assert rig.row_count() == 0
+    rig.add(A, "x")
+    assert [job["job_id"] for job in rig.ask("pull", A, [], {}, KEY)["jobs"]] == ["x"]
+
+
+def test_key_of_pull_that_waits_is_refused_to_another_request(rig: Rig) -> None:
+    waiter = rig.send("pull", A, [], {"wait": 60}, KEY)
+    rig.run()
+    refused = rig.reply_to("pull", A, [], {"wait": 60, "count": 2}, OTHER)
+    assert refused.status == 422
+    assert post(rig, A, ("configure", [], {"default_lease_time": 33}), OTHER).status == 422
+    rig.add(A, "x")
+    assert rig.given(waiter) == ["x"]
+
+
+# -- undone pulls ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_pull_that_was_undone_leases_anew_under_its_key(rig: Rig, waits: bool) -> None:
+    said: Said = ("pull", [], {"wait": 60} if waits else {})
+    if waits:
+        request = rig.send(*said[:1], A, [], said[2], KEY)
+        rig.run()
+        rig.add(A, "x")
+        first = rig.replies[request]
+    else:
+        rig.add(A, "x")
+        first = post(rig, A, said)
+    rig.ask("undo_pull", A, [first.extra, [["x", 0]], KEY[0]])
+    assert rig.store._tables["replies"] == {}
+    again = post(rig, A, said)
+    assert again.body != first.body
+    assert [job["job_id"] for job in json.loads(again.body)["jobs"]] == ["x"]
+    assert rig.ask("ack", A, [], {"leases": [json.loads(again.body)["jobs"][0]["lease_id"]]})["acked"]
+
+
+def test_pull_that_was_given_again_is_not_undone(rig: Rig) -> None:
+    rig.add(A, "x")
+    first = post(rig, A, ("pull", [], {}))
+    assert post(rig, A, ("pull", [], {})).body == first.body
+    rig.ask("undo_pull", A, [first.extra, [["x", 0]], KEY[0]])
+    assert rig.list(A)[0]["queues"][0]["state"] == "leased"
+    assert post(rig, A, ("pull", [], {})).body == first.body
+
+
+# -- how long, and how many ------------------------------------------------------------------------------------------
+
+
+def kept(rig: Rig) -> list[str]:
+    """The keys of the replies that the store holds, in their order."""
+    rows = sorted(rig.store._tables["replies"].items())
+    names = [row.name for _, row in rows]
+    assert rig.shard.replies.count == len(names)
+    return names
+
+
+def test_reply_is_kept_for_ten_minutes_and_then_forgotten(rig: Rig) -> None:
+    said: Said = ("configure", [], {"default_lease_time": 33})
+    post(rig, A, said)
+    rig.run_until(NOW + KEPT_SECONDS - 1)
+    before = rig.rows()
+    rig.start()
+    post(rig, A, said)
+    assert rig.rows() == before
+    rig.run_until(NOW + KEPT_SECONDS + 10)
+    assert kept(rig) == []
+    assert post(rig, A, said, OTHER).status == 200
+    assert rig.shard.next_deadline() <= rig.now + 10, "that it is forgotten is seen to"
+
+
+def test_reply_is_not_given_again_once_its_time_is_up_though_nobody_swept(rig: Rig) -> None:
+    said: Said = ("configure", [], {"default_lease_time": 33})
+    post(rig, A, said)
+    rig.now = NOW + KEPT_SECONDS
+    assert post(rig, A, said, OTHER).status == 200
+    assert kept(rig) == [KEY[0]]
+
+
+def test_reply_of_a_pull_is_kept_while_its_leases_hold(rig: Rig) -> None:
+    rig.add(A, "x")
+    rig.add(A, "y", queue=1)
+    rig.ask("configure_queue", A, ["1"], {"lease_time": 5_000})
+    said: Said = ("pull", [], {"count": 2})
+    first = post(rig, A, said)
+    assert len(json.loads(first.body)["jobs"]) == 2
+    short = post(rig, A, ("configure", [], {"default_lease_time": 33}), ("short", "digest"))
+    assert short.status == 200
+    rig.run_until(NOW + 4_990)
+    rig.start()
+    assert kept(rig) == [KEY[0]]
+    assert post(rig, A, said).body == first.body
+    rig.run_until(NOW + 5_010)
+    assert kept(rig) == []
+    assert post(rig, A, said).body != first.body
+
+
+def test_reply_of_a_pull_that_waited_is_forgotten_too(rig: Rig) -> None:
+    rig.send("pull", A, [], {"wait": 60, "lease_time": 5}, KEY)
+    rig.run()
+    rig.add(A, "x")
+    assert kept(rig) == [KEY[0]]
+    rig.run_until(NOW + KEPT_SECONDS + 10)
+    assert kept(rig) == []
+
+
+def test_reply_that_moved_in_is_forgotten_in_time(rig: Rig) -> None:
+    source, target = Rig(0, 2), Rig(1, 2)
+    post(source, HOME_0, ("configure", [], {"default_lease_time": 33}))
+    move(source, target, HOME_0)
+    for rig in (source, target):
+        rig.run_until(NOW + KEPT_SECONDS + 10)
+        assert kept(rig) == []
+
+
+def test_reply_to_request_over_realms_is_kept_and_forgotten(rig: Rig) -> None:
+    assert rig.reply_to("recall", "", [], b"", KEY).status == 204
+    rig.ask("remember", "", [], b'{"jobs": []}', KEY)
+    for _ in range(2):
+        assert rig.reply_to("recall", "", [], b"", KEY).body == b'{"jobs": []}'
+        assert rig.reply_to("recall", "", [], b"", OTHER).status == 422
+        rig.start()
+    rig.run_until(NOW + KEPT_SECONDS + 10)
+    assert kept(rig) == []
+    assert rig.reply_to("recall", "", [], b"", KEY).status == 204
+
+
+def configured(rig: Rig, number: int, **said: Any) -> None:
+    rig.now += 1
+    post(rig, A, ("configure", [], {"default_lease_time": number}), (f"key {number}", "digest"))
+
+
+def test_replies_that_are_too_many_leave_the_latest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "KEPT_COUNT_MAX", 5)
+    for number in range(20):
+        configured(rig, number)
+    rig.run_until(rig.now + 10)
+    assert kept(rig) == [f"key {number}" for number in range(15, 20)]
+    rig.start()
+    before = rig.rows()
+    post(rig, A, ("configure", [], {"default_lease_time": 19}), ("key 19", "digest"))
+    assert rig.rows() == before
+    post(rig, A, ("configure", [], {"default_lease_time": 3}), ("key 3", "digest"))
+    assert rig.ask("get_config", A)["default_lease_time"] == 3
+
+
+def test_replies_that_are_too_large_leave_the_latest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "KEPT_BYTES_MAX", 10_000)
+    rig.add(A, *ids(20), data="x" * 1_000)
+    for number in range(20):
+        rig.now += 1
+        rig.ask("pull", A, [], {}, (f"key {number}", "digest"))
+    rig.run_until(rig.now + 10)
+    left = kept(rig)
+    assert left == [f"key {number}" for number in range(20 - len(left), 20)]
+    assert 5 < len(left) < 10
+    assert sum(len(row.body) for row in rig.store._tables["replies"].values()) <= 10_000
+    rig.start()
+    rig.run_until(rig.now + 10)
+    assert kept(rig) == left, "a start counts what the file holds"
+
+
+def test_key_used_again_and_again_after_its_time_holds_one_reply(rig: Rig) -> None:
+    for number in range(5):
+        rig.now += KEPT_SECONDS
+        post(rig, A, ("configure", [], {"default_lease_time": number}), (KEY[0], f"digest {number}"))
+        assert kept(rig) == [KEY[0]]
+
+
+# -- what takes long -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("kind", ["cancel a tag", "clear", "redrive", "move a tag"])
+def test_task_that_comes_again_while_it_is_under_way_waits_and_gets_the_same_reply(rig: Rig, kind: str) -> None:
+    rig.add(A, *ids(35), tags=["t"], max_attempts=1)
+    if kind == "redrive":
+        rig.ask("nack", A, [], {"leases": rig.leases(A, 35)})
+    operation, params, body = POSTS[kind]([])
+    sent = []
+    for _ in range(3):
+        sent.append(rig.send(operation, A, params, b"" if body is None else body, KEY))
+        rig.turn()
+    rig.run()
+    assert len({rig.replies[request].body for request in sent}) == 1
+    assert 35 in json.loads(rig.replies[sent[0]].body).values()
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SLICE_COUNT", 10)
+
+
+@pytest.mark.usefixtures("small_slices")
+def test_ack_in_slices_again_gives_the_same_reply(rig: Rig) -> None:
+    rig.add(A, *ids(35))
+    body = {"leases": [*rig.leases(A, 35), "1-1"]}
+    first = post(rig, A, ("ack", [], body))
+    assert len(json.loads(first.body)["acked"]) == 35
+    rig.add(A, *ids(35))
+    for _ in range(2):
+        before = rig.rows()
+        assert post(rig, A, ("ack", [], body)).body == first.body
+        assert rig.rows() == before
+        rig.start()
+
+
+@pytest.mark.usefixtures("small_slices")
+def test_add_in_slices_again_does_not_bring_back_what_was_removed(rig: Rig) -> None:
+    body = {"jobs": [{"job_id": job_id, "queue_id": 0} for job_id in ids(35)]}
+    first = post(rig, A, ("add_jobs", [], body))
+    rig.ask("remove_jobs", A, [], {"jobs": ids(30)})
+    for _ in range(2):
+        assert post(rig, A, ("add_jobs", [], body)).body == first.body
+        assert rig.ids(A) == ids(35)[30:]
+        rig.start()
