@@ -340,7 +340,8 @@ class Model:
             about |= {"tags": sorted(place.job.tags), "leased_at": place.lease.leased_at, "done_at": self.clock}
             place.dead = False
             attempt = place.nacks + place.expiries + 1
-            self.results.append(about | {"attempt": attempt, "worker": place.lease.worker} | said)
+            worker = {"worker": place.lease.worker} if place.lease.worker else {}
+            self.results.append(about | {"attempt": attempt} | worker | said)
         self.leave(place)
 
     def nack(self, place: ModelPlace, error: str, exit_code: int | None, delay: float | None) -> bool:

@@ -378,3 +378,57 @@ def test_add_in_slices_again_does_not_bring_back_what_was_removed(rig: Rig) -> N
         assert post(rig, A, ("add_jobs", [], body)).body == first.body
         assert rig.ids(A) == ids(35)[30:]
         rig.start()
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize("turns", range(4, 9))
+@pytest.mark.parametrize("kind", ["ack", "nack", "release", "extend", "add_jobs"])
+def test_batch_that_ended_after_a_start_has_its_whole_reply_kept(rig: Rig, kind: str, turns: int) -> None:
+    rig.add(A, *ids(9))
+    rig.add(A, *ids(18)[9:])
+    rig.add(A, *ids(27)[18:])
+    rig.add(A, *ids(35)[27:])
+    leases = [lease for count in (9, 9, 9, 8) for lease in rig.leases(A, count)]
+    body: dict[str, Any] = {"leases": [*leases[:20], "1-1", *leases[20:]]}
+    if kind == "add_jobs":
+        body = {"jobs": [{"job_id": f"new {number}", "queue_id": 1} for number in range(35)]}
+    request = rig.send(kind, A, [], body, KEY)
+    for _ in range(turns):
+        rig.turn()
+    assert any(row.task for row in rig.store._tables["realms"].values()) or request in rig.replies
+    rig.start()
+    rig.run()
+    rig.ask("remove_jobs", A, [], {"jobs": [f"new {number}" for number in range(9)]})
+    before = rig.rows()
+    reply = json.loads(post(rig, A, (kind, [], body)).body)
+    assert rig.rows() == before
+    if kind == "add_jobs":
+        assert reply == {}
+        return
+    assert reply["stale"] == ["1-1"]
+    done = reply[{"ack": "acked", "nack": "nacked", "release": "released", "extend": "extended"}[kind]]
+    assert list(done) == leases
+    assert post(rig, A, (kind, [], body), OTHER).status == 422
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("kind", ["cancel a tag", "clear", "redrive", "redrive a tag", "move a tag"])
+def test_task_that_ended_after_a_start_is_not_done_again(rig: Rig, kind: str) -> None:
+    def fill(prefix: str) -> None:
+        rig.add(A, *[f"{prefix} {number}" for number in range(35)], tags=["t"], max_attempts=1)
+        if kind.startswith("redrive"):
+            rig.ask("nack", A, [], {"leases": rig.leases(A, 35)})
+
+    fill("old")
+    operation, params, body = POSTS[kind]([])
+    rig.send(operation, A, params, b"" if body is None else body, KEY)
+    rig.turn()
+    rig.turn()
+    rig.start()
+    rig.run()
+    fill("new")
+    before = rig.rows()
+    reply = post(rig, A, POSTS[kind]([]))
+    assert rig.rows() == before
+    assert 0 < max(json.loads(reply.body).values()) <= 35
+    assert post(rig, A, POSTS[kind]([]), OTHER).status == 422

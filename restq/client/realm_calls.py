@@ -180,7 +180,7 @@ class RealmCalls(LeaseCalls[J]):
         return self.request("post", "tags", names.tag(tag), "redrive", body={}).then(part("redriven"))
 
     def clear_queue(self, queue_id: QueueId) -> Call[int]:
-        """Empty the queue and return how many jobs left it; those that stand in no other are removed.
+        """Empty the queue and return how many jobs are removed: those that stand in no other queue.
 
         QueueNotFound, a ValueError, where there is no such queue.
         """

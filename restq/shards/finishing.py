@@ -86,8 +86,9 @@ def _keep_result(realm: Realm, place: Place, outcome: Outcome) -> None:
         "attempt": history.attempt,
         "leased_at": history.leased_at,
         "done_at": realm.clock,
-        "worker": history.worker,
     }
+    if history.worker:
+        said["worker"] = history.worker
     said.update({name: value for name, value in outcome._asdict().items() if value is not None})
     key = realm.keys.take()
     realm.changes.results[key] = ResultRow(key, realm.key, job.job_id, realm.clock, encode(said).decode())
