@@ -22,6 +22,8 @@ COUNT_MAX = 100_000  # jobs in one pull or one bulk body
 DEPTH_MAX = 64  # levels of arrays and objects in a job's data
 LEASE_SECONDS_MAX = 1e9
 WAIT_SECONDS_MAX = 300
+PULL_TAGS_MAX = 256  # tags that one pull asks for, and queues
+EXCHANGE_COUNT_MAX = 1_000  # leases to ack, to nack, jobs to add or to pull in one exchange
 WORKER_BYTES_MAX = 512
 LIMIT_MAX = 1000  # entries on one page of a list
 LIMIT_DEFAULT = 50
@@ -240,10 +242,10 @@ def count(value: int | str | None, field: str = "count") -> int:
     return number
 
 
-def check_count(count: int, field: str) -> None:
+def check_count(count: int, field: str, most: int = COUNT_MAX) -> None:
     """Refuse a body with more parts than one request takes."""
-    if count > COUNT_MAX:
-        raise FieldInvalid(f"{field}: {count} are more than the {COUNT_MAX} that one request takes", field)
+    if count > most:
+        raise FieldInvalid(f"{field}: {count} are more than the {most} that one request takes", field)
 
 
 def max_queue(value: int | str | None, field: str = "max_queue") -> QueueId | None:

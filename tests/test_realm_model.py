@@ -722,7 +722,7 @@ class RealmAndModel(RuleBasedStateMachine):
             places = model.in_queue(queue.queue_id)
             assert shown["count"] == len(places)
             assert {state: shown[state] for state in STATES} == model.counts(places)
-            ready = [place.at for place in places if model.state(place) == "ready"]
+            ready = [place.at or model.clock for place in places if model.state(place) == "ready"]
             assert shown["oldest_ready_seconds"] == (model.clock - min(ready) if ready else None)
         for tag in TAGS:
             shown = listing.shown_tag(realm, tag)
@@ -759,7 +759,7 @@ class RealmAndModel(RuleBasedStateMachine):
             shown |= {"lease_expires_at": place.at, "leased_at": place.lease.leased_at}
             shown |= {"worker": place.lease.worker} if place.lease.worker else {}
         else:
-            shown["ready_at"] = place.at
+            shown["ready_at"] = place.at or self.model.clock  # given back: since just now
         failure = place.failure
         if place.lease is not None and place.lease.ran_out and not place.dead:
             failure = ("the lease ran out", None)

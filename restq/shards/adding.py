@@ -9,7 +9,7 @@ from restq.errors import DataDiffers, JobExists, QueueFull
 from restq.names import QueueId
 from restq.shards import endings, limits
 from restq.shards.data import Large, same
-from restq.shards.job import FRESH, PLAIN, Job, Terms
+from restq.shards.job import FRESH, MARK_CANCELLED, MARK_NONE, PLAIN, Job, Terms
 from restq.shards.queue import Queue
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def put(realm: Realm, new_jobs: Sequence[NewJob]) -> None:
             job = realm.make_job(key, job_id, data, tags, PLAIN if wishes is None else wishes.terms(PLAIN))
         else:
             _merge(realm, job, tags, wishes)
-            if job.place_in(queue_id) is not None:
+            if (standing := job.place_in(queue_id)) is not None:
+                if standing.history.mark == MARK_CANCELLED:  # it is wanted after all; the lease stays as it is
+                    realm.replace(standing, standing.at, standing.history._replace(mark=MARK_NONE))
                 continue
             if endings.is_expired(realm, job):  # it goes from here at once, and stays where it is leased
                 realm.expiries.put(job, job.terms.expires_at)

@@ -56,6 +56,7 @@ class Chores:
         if now < self.next_at:
             return
         again = False
+        budget = ROWS_MAX
         keeps = self._replies.count > 0
         if self._replies.is_due(now):
             self._replies.sweep(now, ROWS_MAX)
@@ -65,7 +66,8 @@ class Chores:
         for realm in realms:
             if realm.result_count:
                 keeps = True
-                again = self._trim(realm, now) >= ROWS_MAX or again
+                budget -= self._trim(realm, now) if budget > 0 else 0
+                again = budget <= 0 or again
         self.next_at = now if again else now + INTERVAL_SECONDS if keeps else math.inf
 
     def _drop_orphans(self) -> bool:

@@ -71,10 +71,11 @@ def next_events(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
         if not found and not lost:
             call.params[1] = at  # what concerns others is not looked at again
             return Wait(seconds, encode(call.params), lambda realm, call: None, lambda realm, call: Done(b"null"))
+    named = [shard.find(realm)] if realm is not None else shard.realms()
     counts = {
         held.name: {"jobs": len(held.jobs), "tags": len(held.tags), "leased": len(held.leases)}
-        for held in shard.realms()
-        if realm is None or held.name == realm
+        for held in named
+        if held is not None
     }
     said = {"number": at, "lost": lost, "events": [shown(event) for event in found], "counts": counts}
     return Reply(mail.request_id, 200, encode(said))

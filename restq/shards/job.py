@@ -27,7 +27,7 @@ MARK_NONE, MARK_DEAD, MARK_CANCELLED = range(3)
 
 
 class Terms(NamedTuple):
-    """What an add asked for beyond queue, data and tags. Equal ones are shared."""
+    """What an add asked for beyond queue, data and tags. Those of one batch are shared."""
 
     after: tuple[str, ...] = ()  # sorted; blocked while another job carries one of these tags
     max_attempts: int = 0  # 0: as its queue or realm says

@@ -105,29 +105,33 @@ def _take(
     queue: Queue, carriers: dict[str, Collection[Job]] | None, now: float
 ) -> tuple[Place, LazyHeap[Place]] | None:
     """Take the place that is first in line out of its heap."""
-    best: Place | None = None
-    best_heap: LazyHeap[Place] | None = None
-    if len(queue.open) == 1 and carriers is None:
-        best_heap = queue.plain.heap
-        best = best_heap.pop()
-        return None if best is None else (best, best_heap)
+    if carriers is None:
+        first = queue.first()
+        if first is None:
+            return None
+        heap = first[1].heap
+        heap.pop()
+        return first[0], heap
+    best: tuple[Place, LazyHeap[Place]] | None = None
     for lane in queue.open:
         for heap in lane.heaps(carriers, now):
             place = heap.peek()
-            if place is not None and (best is None or place[:2] < best[:2]):
-                best, best_heap = place, heap
-    if best is None or best_heap is None:
-        return None
-    best_heap.pop()
-    return best, best_heap
+            if place is not None and (best is None or place[:2] < best[0][:2]):
+                best = place, heap
+    if best is not None:
+        best[1].pop()
+    return best
 
 
 def has_ready(realm: Realm, wanted: Wanted) -> bool:
     """Whether a pull would find something."""
     for queue, carriers in _sources(realm, wanted):
-        if not queue.is_shut and any(
-            heap.peek() is not None for lane in queue.open for heap in lane.heaps(carriers, realm.clock)
-        ):
+        if queue.is_shut:
+            continue
+        if carriers is None:
+            if queue.first() is not None:
+                return True
+        elif any(heap.peek() is not None for lane in queue.open for heap in lane.heaps(carriers, realm.clock)):
             return True
     return False
 

@@ -111,7 +111,7 @@ def shown_place(realm: Realm, place: Place, archive: Archive) -> dict[str, Any]:
         if history.worker:
             shown["worker"] = history.worker
     else:
-        shown["ready_at"] = place.at
+        shown["ready_at"] = place.at or realm.clock
     failure = archive.failure(place.key) if history.nacks or history.expiries else None
     if history.lease and shown["state"] in ("ready", "blocked"):  # and nobody took it since
         shown.update(error="the lease ran out", failed_at=place.at)
@@ -128,7 +128,8 @@ def shown_place(realm: Realm, place: Place, archive: Archive) -> dict[str, Any]:
 def shown_queue(realm: Realm, queue: Queue) -> dict[str, Any]:
     """A queue, its counts and its settings."""
     ready = [lane.heap.peek() for lane in queue.lanes.values() if not lane.blocked_count]
-    since = min((place.at for place in ready if place is not None), default=None)
+    # What a pull gave back because its client was gone stands ahead of its queue, at 0: since just now.
+    since = min((place.at or realm.clock for place in ready if place is not None), default=None)
     return {
         "queue_id": queue.queue_id,
         "count": len(queue),

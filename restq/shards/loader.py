@@ -93,7 +93,7 @@ class Loader:
                 kept = Large(digest, size) if digest else data.encode() or None
                 job = jobs[job_id] = Job(key if key == job_key else job_key, job_id, kept, tags)
                 if terms:
-                    job.terms = Terms.read(terms)
+                    job.terms = realm.tags.shared_terms(Terms.read(terms))
                 for tag in tags:
                     realm.tags.carry(tag, job)
                 realm.data_bytes += len(job_id) + job.data_bytes

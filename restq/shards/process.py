@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
         """From the loop: the front end is gone; what it asked for is done all the same."""
         self._transport = None
         self._drained.set()
-        self._process.shard.waking.gone(self)  # what it asked for is done all the same
+        self._process.shard.waking.gone(self)
 
     def data_received(self, data: bytes) -> None:
         """From the loop: requests, whole or in part."""
@@ -147,7 +147,7 @@ class ShardProcess:
                 if self._failure is not None:
                     raise self._failure
                 if self._stopping and not shard.mailboxes and not shard.outbox:
-                    return  # a removal that is under way goes on with the next start
+                    return  # what is under way goes on with the next start
                 await self._turn()
                 await asyncio.sleep(0)  # read what arrived meanwhile
             self._start_moves()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from heapq import heappop, heappush
 
 from restq.names import QueueId
 from restq.shards.gates import After, Gate, Limit
@@ -26,12 +27,13 @@ def _new_heap() -> LazyHeap[Place]:
 class Lane:
     """The ready places of a queue that the very same gates hold up: served while none of these is shut."""
 
-    __slots__ = ("blocked_count", "gates", "heap", "queue", "shut_count", "tag_counts", "tag_heaps")
+    __slots__ = ("blocked_count", "gates", "heap", "in_line", "queue", "shut_count", "tag_counts", "tag_heaps")
 
     def __init__(self, queue: Queue, gates: tuple[Gate, ...]) -> None:
         self.queue = queue
         self.gates = gates
         self.heap = _new_heap()
+        self.in_line: tuple[float, int] | None = None  # under which of its places it stands in its queue's line
         # A second heap for a tag that pulls asked for, made when it is first asked for.
         self.tag_heaps: dict[str, LazyHeap[Place]] = {}
         comes_after = [gate for gate in gates if isinstance(gate, After)]
@@ -52,6 +54,8 @@ class Lane:
     def push(self, place: Place) -> None:
         """Hold a place, which its job holds already."""
         self.heap.push(place)
+        if self.gates and not self.shut_count:
+            self.queue.line_up(self)
         if self.tag_heaps:
             for tag in place.job.tags:
                 if tag in self.tag_heaps:
@@ -107,7 +111,7 @@ class Queue:
 
     __slots__ = (
         *("counts", "dead", "due_at", "key", "lanes", "lease_time", "limit", "open", "plain", "queue_id"),
-        *("settings", "waiting"),
+        *("settings", "waiting", "_line", "_line_count"),
     )
 
     def __init__(self, key: int, queue_id: QueueId, lease_time: float) -> None:
@@ -123,6 +127,9 @@ class Queue:
         self.plain = Lane(self, ())
         self.lanes: dict[tuple[Gate, ...], Lane] = {(): self.plain}
         self.open: dict[Lane, None] = {self.plain: None}
+        # The open lanes but for the plain one, by the first place of each, or an earlier one: put right when looked at.
+        self._line: list[tuple[tuple[float, int], int, Lane]] = []
+        self._line_count = 0
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -153,6 +160,32 @@ class Queue:
             self.open.pop(lane, None)
         else:
             self.open[lane] = None
+            self.line_up(lane)
+
+    def line_up(self, lane: Lane) -> None:
+        """Have an open lane stand in line under its first place, unless it stands there under an earlier one."""
+        first = lane.heap.peek()
+        if first is not None and (lane.in_line is None or first[:2] < lane.in_line):
+            lane.in_line = first[:2]
+            self._line_count += 1
+            heappush(self._line, (lane.in_line, self._line_count, lane))
+
+    def first(self) -> tuple[Place, Lane] | None:
+        """The place that is next, of all open lanes, and its lane: O(log lanes), however many there are."""
+        best = self.plain.heap.peek()
+        while self._line:
+            at, _, lane = self._line[0]
+            if at != lane.in_line:  # it stands in line elsewhere
+                heappop(self._line)
+                continue
+            place = None if lane.shut_count else lane.heap.peek()
+            if place is not None and place[:2] == at:
+                return (place, lane) if best is None or place[:2] < best[:2] else (best, self.plain)
+            lane.in_line = None
+            heappop(self._line)
+            if place is not None:
+                self.line_up(lane)
+        return None if best is None else (best, self.plain)
 
     def drop_if_empty(self, lane: Lane) -> None:
         """Forget a lane that holds nothing; the plain one stays."""
@@ -160,22 +193,27 @@ class Queue:
             return
         del self.lanes[lane.gates]
         self.open.pop(lane, None)
+        lane.in_line = None
         for gate in lane.gates:
             del gate.lanes[lane]
 
     def pop(self) -> tuple[Place, LazyHeap[Place] | None] | None:
         """Any of its places, and the heap that it was taken out of; None when there is none."""
-        for heap in (*(lane.heap for lane in self.lanes.values()), self.waiting):
-            place = heap.pop()
-            if place is not None:
-                return place, heap
-        return next(((place, None) for place in self.dead.values()), None)
+        for lane in self.lanes.values():  # one that is empty is not among them, but for the plain one
+            if (place := lane.heap.pop()) is not None:
+                return place, lane.heap
+        if (place := self.waiting.pop()) is not None:
+            return place, self.waiting
+        # The last one: the first would be looked for behind all that were taken before.
+        return (self.dead[next(reversed(self.dead))], None) if self.dead else None
 
     def put_back(self, place: Place, heap: LazyHeap[Place]) -> None:
         """Hold a place again that was taken out of the heap of one of its lanes, which may be gone by now."""
         lane = self.lane(place.job.gates)
         if heap is lane.heap or any(heap is other for other in lane.tag_heaps.values()):
             heap.push(place)
+            if lane.gates and not lane.shut_count:
+                self.line_up(lane)
         else:
             lane.push(place)
 
@@ -187,6 +225,7 @@ class Queue:
             for gate in lane.gates:
                 gate.lanes.pop(lane, None)
         self.waiting.rebuild([])
+        self._line.clear()
         for container in (self.dead, self.lanes, self.open):
             container.clear()
         del self.plain

@@ -4,7 +4,7 @@ A realm is a data structure. It does no input or output, reads no clock (`now` i
 since the epoch), starts nothing, and knows neither web nor store. A method decides: it changes the structure,
 notes the rows that changed in the `Changes` it was made with, and returns its reply. Whoever drives it keeps
 the rows and only then shows the reply. What raises has changed nothing. What users ask of a realm stands beside it, a
-noun a file: `adding`, `leasing`, `finishing`, `operating`, `removal`, `listing`.
+noun a file: `adding`, `leasing`, `finishing`, `operating`, `sweeps`, `listing`.
 
 The theory. A job stands in one or more queues; each (job, queue) pair is a `Place`, a value that is never
 changed: whatever happens to it puts another one in its stead. Its state follows from the value and the realm's clock:
@@ -187,13 +187,13 @@ class Realm:
         if self.events is not None:
             self.tell("added", place)
 
-    def replace(self, old: Place, at: float, history: History, popped_from: LazyHeap[Place] | None = None) -> Place:
-        """Put a new place in the stead of `old`, which the heap `popped_from` does not have any more."""
+    def replace(self, old: Place, at: float, history: History) -> Place:
+        """Put a new place in the stead of `old`."""
         _, key, queue, job, _ = old
         state = self.state_of(old)
         new = make_place((at, key, queue, job, history))
         job.replace(old, new)
-        self.let_go(old, state, popped_from)
+        self.let_go(old, state)
         self.hold(new)
         self.changes.places[key] = (key, job.key, queue.key, at, *history)
         return new
@@ -291,7 +291,7 @@ class Realm:
             self.changes.payloads[key] = text
         self.data_bytes += len(job_id) + (len(text) if text else 0)
         if terms is not PLAIN:
-            job.terms = terms
+            job.terms = self.tags.shared_terms(terms)
             if terms.expires_at:
                 self.expiries.put(job, terms.expires_at)
         if terms.after or self.tags.limits:

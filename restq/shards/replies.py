@@ -16,6 +16,7 @@ from restq.shards.changes import Changes, Keys, ReplyRow
 from restq.shards.commands.call import Done
 
 KEPT_SECONDS = 600.0  # and at least as long as the leases that the reply gave
+HELD_SECONDS_MAX = 86_400.0  # for longer no reply is kept, however long its leases hold
 KEPT_COUNT_MAX = 1_000_000
 KEPT_BYTES_MAX = 256 << 20
 
@@ -87,7 +88,7 @@ class Replies:
         """Keep the reply to a request, `held_until` if its leases last longer than others are kept."""
         name, digest = once
         self.forget(realm, name)
-        key, until = self._keys.take(), max(now + KEPT_SECONDS, held_until)
+        key, until = self._keys.take(), max(now + KEPT_SECONDS, min(held_until, now + HELD_SECONDS_MAX))
         self._changes.replies[key] = ReplyRow(key, realm, name, digest, until, body)
         self.add(key, realm, name, digest, until, len(body))
 

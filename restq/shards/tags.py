@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from restq.shards.gates import After, Gate, Limit
-from restq.shards.job import Job
+from restq.shards.job import PLAIN, Job, Terms
 
 SETS_MAX = 1024
 
@@ -26,7 +26,7 @@ class Tag:
 class TagIndex(dict[str, Tag]):
     """From each tag that is carried to what is known of it."""
 
-    __slots__ = ("_after", "_sets", "limits", "vanished", "watched")
+    __slots__ = ("_after", "_last_gates", "_last_terms", "_sets", "limits", "vanished", "watched")
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +34,8 @@ class TagIndex(dict[str, Tag]):
         self.watched: set[str] = set()  # somebody waits until these are gone
         self.vanished: list[str] = []  # of those, what went
         self._after: dict[str, dict[int, After]] = {}  # by tag, then by `own`
+        self._last_gates: tuple[Gate, ...] = ()
+        self._last_terms = PLAIN
         # Equal sets of tags, once as a tuple and once as JSON: a batch of a million jobs needs one, not a million.
         self._sets: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
 
@@ -70,7 +72,16 @@ class TagIndex(dict[str, Tag]):
             return ()
         limits: list[Gate] = [self.limits[tag] for tag in job.tags if tag in self.limits]
         after = [self._gate(tag, 1 if tag in job.tags else 0) for tag in job.terms.after]
-        return (*limits, *after)
+        gates = (*limits, *after)
+        if gates != self._last_gates:  # jobs of a batch have the same: each has the one tuple
+            self._last_gates = gates
+        return self._last_gates
+
+    def shared_terms(self, terms: Terms) -> Terms:
+        """Equal terms of jobs that came one after the other, once."""
+        if terms != self._last_terms:
+            self._last_terms = terms
+        return self._last_terms
 
     def _gate(self, tag: str, own: int) -> After:
         gates = self._after.setdefault(tag, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,16 @@ from restq.errors import RestqError
 from restq.shards.actor import Actor, Mail, no_mail
 from restq.shards.changes import BATCH, Task
 from restq.shards.commands import REALM_OPERATIONS
+from restq.shards.commands.batches import finish
 from restq.shards.commands.call import Call, Done, Work, encode
 from restq.shards.realm import Realm
+from restq.shards.store import StoreFailed
 from restq.shards.sweeps import KINDS, Sweep
 
 if TYPE_CHECKING:
     from restq.shards.shard import Shard
+
+log = logging.getLogger("restq.shard")
 
 STEP_COUNT = 1_000  # jobs in one step: some milliseconds
 RESUMED = KINDS | {BATCH}  # kinds of tasks that go on here after a start
@@ -52,7 +57,14 @@ class Tasks:
         operation, now, *_ = task.details
         body = self._shard.archive.payload(int(task.target or 0))
         call = Call([], body, float(now), self._shard.archive, is_resumed=True)
-        outcome = REALM_OPERATIONS[str(operation)](realm, call)
+        try:
+            outcome = REALM_OPERATIONS[str(operation)](realm, call)
+        except StoreFailed:
+            raise
+        except RestqError as error:  # rules may have become stricter since: no start must fail for ever
+            log.error("realm %r: what was begun of %s is not gone on with: %s", realm.name, operation, error)
+            finish(realm)
+            return
         assert isinstance(outcome, Work), "what was done in slices once has as many again"
         self.begin(actor, outcome, mail)
 
@@ -77,8 +89,10 @@ class Tasks:
                 self.actors.append(actor)
                 return
             done = work.reply()
+        except StoreFailed:
+            raise
         except RestqError as error:  # a batch is refused, before anything of it is done
-            done = error
+            done = error.with_traceback(None)  # whose frames hold the error: a cycle, and no collector runs
         actor.work = None
         realm = actor.realm
         assert realm is not None, "a sweep is one of a realm"

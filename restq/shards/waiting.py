@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator
-from heapq import heappop, heappush
 
 from restq.shards.actor import Mail, Sender
 from restq.shards.commands.call import Wait
+from restq.shards.heap import LazyHeap
 
 
 class Waiter:
@@ -34,7 +34,7 @@ class Waiters:
         self._groups: dict[str, dict[Hashable, dict[int, Waiter]]] = {}
         self._by_request: dict[tuple[int, int], Waiter] = {}  # by sender's identity and request id
         self._by_once: dict[tuple[str, str], Waiter] = {}  # by realm and idempotency key
-        self._deadlines: list[tuple[float, int, Waiter]] = []
+        self._deadlines: LazyHeap[tuple[float, int, Waiter]] = LazyHeap(lambda entry: not entry[2].is_done)
         self._last_order = 0
 
     def __len__(self) -> int:
@@ -48,12 +48,13 @@ class Waiters:
         self._by_request[id(mail.sender), mail.request_id] = waiter
         if mail.once:
             self._by_once[mail.realm, mail.once[0]] = waiter
-        heappush(self._deadlines, (waiter.due_at, waiter.order, waiter))
+        self._deadlines.push((waiter.due_at, waiter.order, waiter))
         return waiter
 
     def remove(self, waiter: Waiter) -> None:
         """It waits no longer."""
         waiter.is_done = True
+        self._deadlines.discard()
         del self._by_request[id(waiter.mail.sender), waiter.mail.request_id]
         if waiter.mail.once:
             del self._by_once[waiter.mail.realm, waiter.mail.once[0]]
@@ -107,14 +108,13 @@ class Waiters:
 
     def next_deadline(self) -> float:
         """When somebody's time is up next; infinity if nobody waits."""
-        while self._deadlines and self._deadlines[0][2].is_done:
-            heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else math.inf
+        first = self._deadlines.peek()
+        return math.inf if first is None else first[0]
 
     def due(self, now: float) -> Iterator[Waiter]:
         """Those whose time is up; each must be removed before the next is asked for."""
-        while self.next_deadline() <= now:
-            yield self._deadlines[0][2]
+        while (first := self._deadlines.peek()) is not None and first[0] <= now:
+            yield first[2]
 
 
 def _group(wait: Wait) -> Hashable:

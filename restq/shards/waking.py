@@ -87,11 +87,6 @@ class Waking:
             if (following := self._waiting.following(waiter)) is not None:
                 insort(heads, following, key=lambda head: head.order)
 
-    @property
-    def waits_for_several(self) -> bool:
-        """Whether anybody waits for jobs of several realms."""
-        return self._waiting.has("")
-
     def several(self, ask: Callable[[Mail, Call], Reply | Wait], now: float) -> None:
         """Ask once more for those that wait for something of several realms, and answer them if there is something."""
         for head in self._waiting.heads(""):

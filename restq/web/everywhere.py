@@ -92,9 +92,11 @@ class Everywhere:
 
     async def bulk_remove(self, call: Call) -> Outcome:
         """DELETE /jobs."""
+        given = _read_pairs(call.body).jobs
+        bodies.check_count(len(given), "jobs")
         pairs = [
             (names.realm_name(realm, f"jobs[{index}]"), names.job_id(job_id, f"jobs[{index}]"))
-            for index, (realm, job_id) in enumerate(_read_pairs(call.body).jobs)
+            for index, (realm, job_id) in enumerate(given)
         ]
         realms = [realm for realm, _ in pairs]
         for _ in range(ATTEMPTS_MAX + len(set(realms))):

@@ -101,7 +101,7 @@ class Pulls:
 
     async def _pull(self, wanted: Wanted) -> Pulled:
         pulled: dict[str, LeasedJob] = {}
-        leases: list[Lease] = []
+        pairs: dict[tuple[str, int], list[tuple[str, names.QueueId]]] = {}
         for _ in range(ROUNDS_MAX):
             count = wanted.job_count - len(pulled)
             try:
@@ -120,9 +120,10 @@ class Pulls:
                     lost = True
                     continue
                 pulled[candidate[2]] = job
-                leases.append(Lease(job.realm, number, [(job.job_id, job.queue_id)]))
+                pairs.setdefault((job.realm, number), []).append((job.job_id, job.queue_id))
             if not lost:
                 break
+        leases = [Lease(realm, number, leased) for (realm, number), leased in pairs.items()]
         return Pulled(list(pulled.values()), leases)
 
     def _groups(self, wanted: Wanted) -> dict[int, list[str] | None]:
@@ -203,6 +204,8 @@ class Pulls:
 
 def _wanted(body: PullEverywhere) -> Wanted:
     queues, tags = body.queues, body.tags
+    bodies.check_count(len(queues or ()), "queues", bodies.PULL_TAGS_MAX)
+    bodies.check_count(len(tags or ()), "tags", bodies.PULL_TAGS_MAX)
     return Wanted(
         bodies.count(body.count),
         bodies.max_queue(body.max_queue),

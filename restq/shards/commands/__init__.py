@@ -67,5 +67,15 @@ SHARD_OPERATIONS: dict[str, Callable[[Realms, Call], Done]] = {
 # What changes nothing: a full disk does not hold it up.
 READING = frozenset(
     {"explain_job", "get_config", "get_job", "get_queue", "get_queues", "get_stats", "get_status", "get_statuses"}
-    | {"get_tag", "get_tag_status", "get_tagged_jobs", "get_tags", "list_jobs", "peek", "recall", "wait_ready"}
+    | {
+        "get_tag",
+        "get_tag_status",
+        "get_tagged_jobs",
+        "get_tags",
+        "list_jobs",
+        "next_events",
+        "peek",
+        "recall",
+        "wait_ready",
+    }
 )

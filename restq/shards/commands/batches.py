@@ -50,7 +50,7 @@ class Batch(Generic[Part]):
         _merge(self._reply, reply)
         self._done_count += 1
         if self._done_count == len(self._slices):
-            _finish(self._realm)
+            finish(self._realm)
             return True
         _note_done(self._realm, self._done_count, reply)
         return False
@@ -101,7 +101,7 @@ def _note_done(realm: Realm, count: int, reply: dict[str, Any]) -> None:
     realm.changes.payloads[payload_keys(realm.task)[-1]] = encode(reply)
 
 
-def _finish(realm: Realm) -> None:
+def finish(realm: Realm) -> None:
     """All of it is done: its body and the replies of its slices are needed no more."""
     assert realm.task is not None, "a batch is the realm's task"
     for key in payload_keys(realm.task):

@@ -18,6 +18,7 @@ from restq.shards.new_jobs import new_job, new_jobs
 from restq.shards.realm import Realm
 
 REPLY_BYTES_MAX = 256 << 20  # of data in the answer to one question
+RESULTS_COUNT = 50  # that are read at once: each may have more than a hundred KiB
 PAGE_BYTES_MAX = 32 << 20  # of data on one page of a list
 
 _read_job = bodies.reader(bodies.JobBody)
@@ -138,18 +139,20 @@ def list_jobs(realm: Realm, call: Call) -> Done:
 
 
 def _list_results(realm: Realm, call: Call, wanted: listing.Filter, limit: int, cursor: str | None) -> Done:
-    after = listing.cursor_key(realm, cursor)
-    rows = call.archive.results(realm.key, after, listing.SCAN_MAX) if realm.settings.keeps_results else []
-    oldest_at = call.now - realm.settings.keep_seconds if realm.settings.keep_seconds else 0.0
     found: list[msgspec.Raw] = []
-    for row in rows:
-        if len(found) >= limit:
-            break
-        last_key = row.key
-        if row.at >= oldest_at and row.job_id.startswith(wanted.prefix) and _result_fits(row.text, wanted):
-            found.append(msgspec.Raw(row.text.encode()))
-    more = bool(rows) and (last_key != rows[-1].key or len(rows) == listing.SCAN_MAX)
-    return Done(encode({"jobs": found, "cursor": str(last_key - realm.shift) if more else None}))
+    after, size, looked_at = listing.cursor_key(realm, cursor), 0, 0
+    oldest_at = call.now - realm.settings.keep_seconds if realm.settings.keep_seconds else 0.0
+    rows = call.archive.results(realm.key, after, RESULTS_COUNT) if realm.settings.keeps_results else []
+    while rows:
+        for row in rows:
+            if len(found) >= limit or size > PAGE_BYTES_MAX or looked_at >= listing.SCAN_MAX:
+                return Done(encode({"jobs": found, "cursor": str(after - realm.shift)}))
+            after, looked_at = row.key, looked_at + 1
+            if row.at >= oldest_at and row.job_id.startswith(wanted.prefix) and _result_fits(row.text, wanted):
+                found.append(msgspec.Raw(row.text.encode()))
+                size += len(row.text)
+        rows = call.archive.results(realm.key, after, RESULTS_COUNT)
+    return Done(encode({"jobs": found, "cursor": None}))
 
 
 def _result_fits(text: str, wanted: listing.Filter) -> bool:

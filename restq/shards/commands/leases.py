@@ -78,7 +78,7 @@ def pull(realm: Realm, call: Call) -> Outcome:
 
 
 def _pulled(realm: Realm, call: Call, wanted: Wanted) -> Done | None:
-    places = leasing.pull(realm, wanted, call.now)
+    places = leasing.pull(realm, wanted._replace(limit=min(wanted.limit, SLICE_COUNT)), call.now)
     return _leased({"jobs": [leased_job(realm, place, call) for place in places]}, places) if places else None
 
 
@@ -134,6 +134,8 @@ def _leased(reply: dict[str, Any], places: list[Place]) -> Done:
 
 def read_wanted(said: bodies.Pull, where: str = "") -> Wanted:
     """What a pull asks for, checked."""
+    bodies.check_count(len(said.queues or ()), f"{where}queues", bodies.PULL_TAGS_MAX)
+    bodies.check_count(len(said.tags or ()), f"{where}tags", bodies.PULL_TAGS_MAX)
     queues = (
         None if said.queues is None else frozenset(names.queue_id(queue, f"{where}queues") for queue in said.queues)
     )
@@ -210,6 +212,7 @@ def exchange(realm: Realm, call: Call) -> Done:
     realm.advance(call.now)
     if said.pull is not None and bodies.wait(said.pull.wait):
         raise FieldInvalid("pull.wait: an exchange does not wait; pull without it, then pull again", "pull.wait")
+    _check_exchange(said)
     wanted = None if said.pull is None else read_wanted(said.pull, "pull.")
     jobs = new_jobs(said.add or [], call.now, where="add")
     outcome = None if said.ack is None else _outcome(said.ack, "ack.")
@@ -232,6 +235,18 @@ def exchange(realm: Realm, call: Call) -> Done:
         return Done(encode(reply))
     places = leasing.pull(realm, wanted, call.now)
     return _leased({**reply, "pull": {"jobs": [leased_job(realm, place, call) for place in places]}}, places)
+
+
+def _check_exchange(said: bodies.Exchange) -> None:
+    """An exchange is done in one go: it must not be long."""
+    counts = {
+        "ack.leases": len(said.ack.leases) if said.ack else 0,
+        "nack.leases": len(said.nack.leases) if said.nack else 0,
+        "add": len(said.add or ()),
+        "pull.count": said.pull.count if said.pull else 0,
+    }
+    for field, count in counts.items():
+        bodies.check_count(count, field, bodies.EXCHANGE_COUNT_MAX)
 
 
 def _gone(realm: Realm, said: bodies.Ack | None) -> set[str]:

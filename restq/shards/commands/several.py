@@ -70,6 +70,7 @@ def _bulk_by_realm(realms: Realms, call: Call) -> dict[str, list[NewJob]]:
 def bulk_remove(realms: Realms, call: Call) -> Done:
     """DELETE /jobs. `params[0]`: pairs of realm and job id, checked by the front end."""
     for realm, job_id in [(realms.get(name), job_id) for name, job_id in call.params[0]]:
+        realm.advance(call.now)
         remove(realm, [job_id])
     return Done(NOTHING)
 
