@@ -722,8 +722,9 @@ class RealmAndModel(RuleBasedStateMachine):
             places = model.in_queue(queue.queue_id)
             assert shown["count"] == len(places)
             assert {state: shown[state] for state in STATES} == model.counts(places)
-            ready = [place.at or model.clock for place in places if model.state(place) == "ready"]
-            assert shown["oldest_ready_seconds"] == (model.clock - min(ready) if ready else None)
+            ready = [place.at for place in places if model.state(place) == "ready"]
+            oldest = (min(ready) or model.clock) if ready else None  # given back: since just now
+            assert shown["oldest_ready_seconds"] == (None if oldest is None else model.clock - oldest)
         for tag in TAGS:
             shown = listing.shown_tag(realm, tag)
             places = [place for place in model.places if tag in place.job.tags]

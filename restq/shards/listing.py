@@ -129,12 +129,12 @@ def shown_queue(realm: Realm, queue: Queue) -> dict[str, Any]:
     """A queue, its counts and its settings."""
     ready = [lane.heap.peek() for lane in queue.lanes.values() if not lane.blocked_count]
     # What a pull gave back because its client was gone stands ahead of its queue, at 0: since just now.
-    since = min((place.at or realm.clock for place in ready if place is not None), default=None)
+    since = min((place.at for place in ready if place is not None), default=None)
     return {
         "queue_id": queue.queue_id,
         "count": len(queue),
         **_counts(queue.counts, queue.blocked_count),
-        "oldest_ready_seconds": None if since is None else max(0.0, realm.clock - since),
+        "oldest_ready_seconds": None if since is None else max(0.0, realm.clock - (since or realm.clock)),
         "settings": configuring.shown_queue(queue.lease_time, queue.settings),
     }
 
