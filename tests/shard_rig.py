@@ -41,6 +41,8 @@ class Sender:
         self.answered: list[int] = []  # request ids, in the order of their replies
 
     # From the shard, as a connection.
+    is_gone = False
+
     def reply(self, reply: Reply) -> None:
         assert reply.request_id not in self.replies, "nobody is answered twice"
         self.replies[reply.request_id] = reply

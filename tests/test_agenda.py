@@ -104,3 +104,11 @@ def test_expiries_forget_a_job_that_was_discarded() -> None:
     expiries.discard(gone)
     assert expiries.next_at() == 2.0
     assert expiries.pop() is kept
+
+
+def test_expiries_of_a_job_whose_instant_changes_often_take_no_more_memory() -> None:
+    expiries, only = Expiries(), job(1)
+    expiries.put(job(2), 0.0)
+    for at in range(1, 2_000):
+        expiries.put(only, float(at))
+    assert len(expiries._heap.entries) < 200

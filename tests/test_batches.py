@@ -38,7 +38,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def leased(rig: Rig) -> list[str]:
     """Jobs that are leased, some of them in two queues, some already failed or cancelled; returns their proofs."""
-    rig.ask("put_config", A, [], {"keep_done": {"count": 1_000}, "backoff": {"base": 5, "jitter": 0}})
+    rig.ask("configure", A, [], {"keep_done": {"count": 1_000}, "backoff": {"base": 5, "jitter": 0}})
     rig.add(A, *ids(COUNT), tags=["t"], max_attempts=2, data={"a": 1})
     rig.add(A, *ids(5), queue=1)
     rig.ask("nack", A, [], {"leases": rig.leases(A, 12, queues=[0]), "error": "first", "delay": 0})
@@ -195,7 +195,7 @@ def test_add_in_slices_whose_last_job_is_bad_adds_none(rig: Rig, bad: dict[str, 
 
 
 def test_add_in_slices_beyond_the_limit_of_the_realm_adds_none(rig: Rig) -> None:
-    rig.ask("put_config", A, [], {"max_jobs": COUNT})
+    rig.ask("configure", A, [], {"max_jobs": COUNT})
     rig.add(A, "old")
     before = rig.rows()
     jobs = [{"job_id": job_id, "queue_id": 0} for job_id in ids(COUNT)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -464,3 +465,28 @@ def test_add_of_expired_job_with_more_time_while_leased_keeps_it(rig: Rig) -> No
     assert rig.state("a") == "ready"
     rig.now += 5
     assert not rig.exists("a")
+
+
+def test_expiry_of_lease_after_the_time_of_its_job_removes_it(rig: Rig) -> None:
+    rig.add("a", expires_in=5.0)
+    rig.leased(lease_time=10.0)
+    rig.now += 9.5
+    assert rig.state("a") == "leased"
+    rig.now += 0.5
+    assert not rig.exists("a")
+
+
+@pytest.mark.parametrize("delay", [0.0, 10.0])
+def test_expiry_of_job_while_the_shard_was_down_removes_it(rig: Rig, delay: float) -> None:
+    rig.add("a", expires_in=5.0, delay=delay)
+    rig.commit()
+    rig.now += 20
+    rig.restart()
+    assert not rig.exists("a")
+
+
+def test_removal_of_job_that_would_expire_leaves_nothing_to_come(rig: Rig) -> None:
+    rig.add("a", expires_in=5.0)
+    assert rig.realm.next_deadline() == NOW + 5
+    rig.realm.drop(rig.realm.get_job("a"))
+    assert rig.realm.next_deadline() == math.inf

@@ -698,8 +698,8 @@ NEW_ROUTES = [
     ("POST", "/r/tags/t/move", "move_tagged_jobs", ["t"]),
     ("POST", "/r/tags/t/cancel", "cancel_tagged_jobs", ["t"]),
     ("GET", "/r/config", "get_config", []),
-    ("PUT", "/r/config", "put_config", []),
-    ("POST", "/r/config", "configure", []),
+    ("PUT", "/r/config", "configure", []),
+    ("POST", "/r/config", "configure_2013", []),
 ]
 
 

@@ -434,3 +434,59 @@ def test_jobs_of_a_lane_that_empties_during_a_pull_are_put_back(rig: Rig) -> Non
     rig.check()
     assert rig.pulled() == ["a", "b"]
     assert ids(list(rig.realm.jobs.values())) == ["a", "b", "c"]
+
+
+# -- what a pull takes ---------------------------------------------------------------------------------------------
+
+
+def test_pull_stops_at_the_job_that_reaches_the_most_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leasing, "PULL_BYTES_MAX", 5)
+    for job_id in "abcd":
+        rig.add(job_id, data=b"123")
+    assert [rig.pulled(), rig.pulled(), rig.pulled()] == [["a", "b"], ["c", "d"], []]
+
+
+def test_pull_in_slices_takes_no_more_than_it_asked_for_and_no_job_twice(rig: Rig) -> None:
+    rig.add_all("abcdefg", 0)
+    rig.add_all("abcdefg", 1)
+    this = Pull(rig.realm, Wanted(5))
+    slices = []
+    while not this.is_over:
+        slices.append([place.job.job_id for place in this.take(2)])
+    assert slices == [["a", "b"], ["c", "d"], ["e"]]
+    whole = Pull(rig.realm, Wanted(100))
+    assert [place.job.job_id for place in (*whole.take(2), *whole.take(90))] == ["f", "g", "a", "b", "c", "d", "e"]
+
+
+def test_limit_whose_jobs_all_are_leased_knows_no_lane(rig: Rig) -> None:
+    rig.tag_settings("t", max_leased=99)
+    for queue in range(5):
+        rig.add_all("ab", queue, ["t"])
+        rig.pull()
+    assert not rig.realm.tags.limits["t"].lanes
+    rig.add_all("c", 0, ["t"])
+    assert len(rig.realm.tags.limits["t"].lanes) == 1
+
+
+def test_rate_of_several_a_second_lets_as_many_pass_after_a_restart(rig: Rig) -> None:
+    rig.tag_settings("t", rate=2.0)
+    rig.add_all("abcd", 0, ["t"])
+    assert rig.pulled(1) == ["a"]
+    rig.restart()
+    assert rig.pulled() == [], "the one that was last known may have been the last of two"
+    rig.now += 1
+    assert rig.pulled() == ["b", "c"]
+
+
+def test_jobs_behind_many_limits_are_served_in_the_order_of_their_queue(rig: Rig) -> None:
+    tags = [f"t{number}" for number in range(8)]
+    for tag in tags:
+        rig.tag_settings(tag, max_leased=9)
+    for number in range(24):
+        rig.add(f"{number:02}", tags=[tags[number * 5 % 8]] if number % 3 else [])
+        rig.now += 0.25
+    taken = rig.pulled(1) + rig.pulled(4) + rig.pulled(2)
+    rig.nack(rig_lease(rig, "04"))
+    rig.tag_settings("t0", paused=True)
+    rig.tag_settings("t0", max_leased=9)
+    assert taken + rig.pulled() == [*(f"{number:02}" for number in range(24)), "04"]

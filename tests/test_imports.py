@@ -83,8 +83,8 @@ ARROWS: dict[str, str] = {
     "shards.new_jobs": "bodies errors names shards.adding shards.data",
     "shards.commands.call": "shards.archive shards.data shards.job shards.realm",
     "shards.commands*": (
-        "bodies errors names shards.adding shards.changes shards.commands.* shards.configuring shards.data shards.finishing"
-        " shards.job shards.leasing shards.limits shards.listing shards.new_jobs shards.operating shards.realm"
+        "bodies errors names shards.adding shards.changes shards.commands.* shards.configuring shards.data"
+        " shards.finishing shards.job shards.leasing shards.limits shards.listing shards.new_jobs shards.operating shards.realm"
         " shards.settings shards.sweeps"
     ),
     "shards.store": "errors shards.changes shards.data",
@@ -97,7 +97,7 @@ ARROWS: dict[str, str] = {
     "shards.relocation": "errors placement shards.changes shards.store shards.*_store",
     "shards.replies": "errors shards.actor shards.changes shards.commands.call",
     "shards.actor": "errors placement protocol shards.commands.call shards.realm",
-    "shards.waiting": "shards.actor shards.commands.call",
+    "shards.waiting": "shards.actor shards.commands.call shards.heap",
     "shards.waking": (
         "errors protocol shards.actor shards.archive shards.commands.call shards.leasing shards.realm shards.replies"
         " shards.waiting"
@@ -109,7 +109,7 @@ ARROWS: dict[str, str] = {
         "protocol shards.actor shards.commands shards.commands.* shards.events shards.realm shards.shard"
     ),
     "shards.tasks": (
-        "errors shards.actor shards.changes shards.commands shards.commands.call shards.realm shards.shard"
+        "errors shards.actor shards.changes shards.commands shards.commands.* shards.realm shards.shard shards.store"
         " shards.sweeps"
     ),
     "shards.moves": (

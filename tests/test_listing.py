@@ -117,6 +117,14 @@ def test_list_of_prefix_and_tag_gives_what_fits_both(rig: Rig) -> None:
     assert listed(rig, tag="nobody") == []
 
 
+@pytest.mark.parametrize("tag", [None, "t"])
+def test_list_page_begins_behind_the_last_one(rig: Rig, tag: str | None) -> None:
+    rig.add_all("abc", 0, ["t"])
+    _, cursor = listing.list_jobs(rig.realm, Filter(tag=tag), 1, None)
+    page, _ = listing.list_jobs(rig.realm, Filter(tag=tag), 1, cursor)
+    assert ids(page) == ["b"]
+
+
 # -- what is shown -------------------------------------------------------------------------------------------------
 
 

@@ -61,7 +61,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Rig]:
     monkeypatch.setattr(tasks, "STEP_COUNT", 10)
     source, target = Rig(0, 2), Rig(1, 2)
     source.shard.keys.next_key = 5_000  # it has given out more numbers than the other
-    source.ask("configure", HOME_0, body={"default_lease_time": 50, "queue_lease_time": ["late", 9]})
+    source.ask("configure_2013", HOME_0, body={"default_lease_time": 50, "queue_lease_time": ["late", 9]})
     source.add(HOME_0, *ids(30), tags=["t", "é"], data={"a": [1]})
     source.add(HOME_0, "large", queue=-5, data=LARGE)
     source.now += 1

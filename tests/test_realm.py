@@ -79,7 +79,7 @@ def undo_pull(realm: Realm, places: list[Place]) -> int:
 
 
 def set_lease_time(realm: Realm, queue: QueueId, seconds: float) -> None:
-    called(realm, "configure", body={"queue_lease_time": [queue, seconds]})
+    called(realm, "configure_2013", body={"queue_lease_time": [queue, seconds]})
 
 
 def tag_count(realm: Realm, tag: str) -> int:
@@ -220,7 +220,7 @@ def test_pull_at_time_before_the_last_one_keeps_leases(realm: Realm) -> None:
 
 def test_default_lease_time_holds_for_queues_made_from_then_on(realm: Realm) -> None:
     add(realm, "old", 0)
-    called(realm, "configure", body={"default_lease_time": 10.0})
+    called(realm, "configure_2013", body={"default_lease_time": 10.0})
     add(realm, "new", 1)
     assert pulled(realm) == ["old", "new"]
     assert pulled(realm, now=NOW + 10) == ["new"]
@@ -258,7 +258,7 @@ def test_lease_time_out_of_limits_is_refused_and_changes_nothing(realm: Realm, s
     good: dict[str, Any] = {"default_lease_time": 5.0, "queue_lease_time": [0, 5.0]}
     for body in (of_default, of_queue, good | of_default, good | of_queue):
         with pytest.raises(FieldInvalid, match="lease_time"):
-            called(realm, "configure", body=body)
+            called(realm, "configure_2013", body=body)
     assert (realm.default_lease_time, realm.exists, rows(realm)) == (LEASE, False, 0)
 
 
@@ -688,7 +688,7 @@ def work_through(realm: Realm, number: int) -> None:
         lambda: operating.move_job(realm, f"{number} 0", 0, 1, now),
         lambda: realm.get_job("never"),
         lambda: tag_count(realm, "never"),
-        lambda: called(realm, "configure", body={"default_lease_time": -1}),
+        lambda: called(realm, "configure_2013", body={"default_lease_time": -1}),
         lambda: sweeps.clear_queue(realm, "never"),
     ):
         with pytest.raises(RestqError):

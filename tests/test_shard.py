@@ -405,7 +405,7 @@ def test_full_disk_is_said_to_whoever_changes_something_and_not_to_who_reads(rig
         ("add_jobs", A, [], {"jobs": []}),
         ("pull_2013", A, [None, None], None),
         ("clear_queue", A, ["0"], None),
-        ("configure", A, [], {"default_lease_time": 1}),
+        ("configure_2013", A, [], {"default_lease_time": 1}),
         ("move_job", A, ["job 0"], {"from_queue": 0, "to_queue": 1}),
         ("remove_job", A, ["job 0"], None),
         ("bulk_add", "", [[0]], bulk((A, "x", None))),

@@ -194,10 +194,9 @@ def test_commit_of_everything_as_gone_leaves_the_mark(open_store: OpenStore) -> 
     commit(store, gone, Mark(2, 9, 2.5))
     store = open_store()
     assert contents(store.load()) == (Mark(2, 9, 2.5), [], [], {}, NOTHING, [])
-    assert (store.failure(4), store.results(1, 0, 9), store.result_of(1, "10"), store.reply(19)) == (
+    assert (store.failure(4), store.results(1, 0, 9), store.reply(19)) == (
         None,
         [],
-        None,
         None,
     )
 
@@ -251,18 +250,6 @@ def test_results_when_oldest_goes_begin_with_the_next(full_store: Store) -> None
     commit(full_store, group(results={12: None, 13: None}), Mark(2, 20, 2.5))
     assert [row.key for row in full_store.results(1, 0, 100)] == [14, 15, 16]
     assert full_store.load().result_counts == {1: 3}
-
-
-def test_result_of_job_that_was_done_twice_is_the_latest(full_store: Store) -> None:
-    assert full_store.result_of(1, "ü\n😀") == RESULTS[3]
-    commit(full_store, group(results={15: None}), Mark(2, 20, 2.5))
-    assert full_store.result_of(1, "ü\n😀") == RESULTS[0]
-    assert full_store.result_of(9, "ü\n😀") == RESULTS[1]
-
-
-@pytest.mark.parametrize("job_id", ["1", "ü", "LAST", ""])
-def test_result_of_job_without_one_is_none(full_store: Store, job_id: str) -> None:
-    assert full_store.result_of(1, job_id) is None
 
 
 def test_reply_is_the_body_that_was_committed(full_store: Store) -> None:
@@ -478,14 +465,12 @@ def test_read_of_results_looks_at_no_more_than_it_returns(path: Path) -> None:
     statements: list[str] = []
     store._database.set_trace_callback(statements.append)
     store.results(1, 12, 1)
-    store.result_of(1, "10")
     store.load()
     store._database.set_trace_callback(None)
     asked = [statement for statement in statements if "results" in statement]
     plans = [row[3] for statement in asked for row in store._database.execute(f"EXPLAIN QUERY PLAN {statement}")]
     assert plans == [
         "SEARCH results USING INDEX results_by_realm (realm=? AND rowid>?)",
-        "SEARCH results USING INDEX results_by_job (realm=? AND job_id=?)",
         "SCAN results USING COVERING INDEX results_by_realm",
     ], "nothing is sorted, and only the count goes over an index as a whole"
     store.close()

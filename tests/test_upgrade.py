@@ -236,7 +236,7 @@ def test_commit_into_upgraded_file_keeps_every_new_column(old: Path) -> None:
     assert (loaded.realms[0], loaded.queues[0], loaded.tags) == (changes.realms[1], changes.queues[2], [tag])
     places = list(loaded.places)
     assert (len(places), places[0]) == (count, place)
-    assert (store.failure(4), store.result_of(1, "done"), store.reply(103)) == (failure, result, b"body")
+    assert (store.failure(4), store.results(1, 0, 9), store.reply(103)) == (failure, [result], b"body")
     store.close()
 
 

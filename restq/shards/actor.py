@@ -19,6 +19,10 @@ from restq.shards.realm import Realm
 class Sender(Protocol):
     """Where a reply goes: one connection of a front end."""
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody is there any more."""
+
     def reply(self, reply: Reply) -> None:
         """Send it with the next flush, if the front end is still there."""
 
@@ -110,6 +114,8 @@ class Several:
 
 
 class _Nobody:
+    is_gone = False
+
     def reply(self, reply: Reply) -> None:
         """Nobody waits for it."""
 

@@ -16,8 +16,6 @@ class Reading(Protocol):
 
     def results(self, realm_key: int, after_key: int, limit: int) -> list[ResultRow]: ...
 
-    def result_of(self, realm_key: int, job_id: str) -> ResultRow | None: ...
-
     def reply(self, key: int) -> bytes | None: ...
 
 
@@ -45,15 +43,6 @@ class Archive:
         found = [row for row in self._store.results(realm_key, after_key, limit + gone) if row.key not in changed]
         fresh = [row for row in changed.values() if row is not None and row.realm == realm_key and row.key > after_key]
         return sorted((*found, *fresh))[:limit]
-
-    def result_of(self, realm_key: int, job_id: str) -> ResultRow | None:
-        """The latest result of a job."""
-        fresh = [row for row in self._changes.results.values() if row is not None and row.job_id == job_id]
-        fresh = [row for row in fresh if row.realm == realm_key]
-        if fresh:
-            return max(fresh)
-        found = self._store.result_of(realm_key, job_id)
-        return None if found is None or found.key in self._changes.results else found
 
     def reply(self, key: int) -> bytes | None:
         """The body of a kept reply."""

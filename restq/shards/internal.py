@@ -46,6 +46,13 @@ def wait_ready(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
     return Wait(call.params[4], encode(call.params[:4]), lambda realm, call: None, lambda realm, call: Done(NOTHING))
 
 
+def wait_on(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
+    """`wait_ready` once more: only what happened to realms since can have made a difference."""
+    max_queue, queues, tags, realms, seconds = call.params
+    stirred = [name for name in shard.stirred if (shard.find(name) if realms is None else name in realms)]
+    return wait_ready(shard, mail, call._replace(params=[max_queue, queues, tags, stirred, seconds]))
+
+
 def has_ready(shard: Shard, call: Call) -> Reply | None:
     """The answer to `wait_ready` if there is one now."""
     try:

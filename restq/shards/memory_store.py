@@ -57,11 +57,6 @@ class MemoryStore:
         rows = [row for row in self._sorted("results") if row.realm == realm_key and row.key > after_key]
         return rows[:limit]
 
-    def result_of(self, realm_key: int, job_id: str) -> ResultRow | None:
-        """The latest result of this job id."""
-        rows = [row for row in self._sorted("results") if row.realm == realm_key and row.job_id == job_id]
-        return rows[-1] if rows else None
-
     def reply(self, key: int) -> bytes | None:
         """The body of a reply."""
         row = self._tables["replies"].get(key)

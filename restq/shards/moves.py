@@ -81,6 +81,7 @@ class Moves:
         self.note(mail.realm, target)
         self._movers.pop(mail.realm, None)
         shard.waking.moved(mail.realm, target)
+        shard.stirred.add(mail.realm)
         shard.tasks.discard(realm)
         shard.answer(mail, Reply(mail.request_id, 200, NOTHING))
         shard.release(actor)

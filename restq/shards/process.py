@@ -64,6 +64,11 @@ class Connection(asyncio.Protocol):
         self._drained = asyncio.Event()
         self._drained.set()
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the front end closed it."""
+        return self._drained.is_set() and self._transport is None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """From the loop: a front end is there."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name

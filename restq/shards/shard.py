@@ -31,10 +31,10 @@ from restq.shards.agenda import Agenda
 from restq.shards.archive import Archive, Reading
 from restq.shards.changes import Changes, Keys
 from restq.shards.chores import Chores
-from restq.shards.commands import READING, REALM_OPERATIONS, SHARD_OPERATIONS
+from restq.shards.commands import PULLING, READING, REALM_OPERATIONS, SHARD_OPERATIONS
 from restq.shards.commands.call import NOTHING, Call, Done, Wait, Work
 from restq.shards.events import Events
-from restq.shards.internal import INTERNAL_OPERATIONS
+from restq.shards.internal import INTERNAL_OPERATIONS, wait_on
 from restq.shards.loader import Loader
 from restq.shards.mailboxes import Mailboxes
 from restq.shards.moves import Moves
@@ -78,7 +78,7 @@ class Shard:
         self._chance = chance
         self._now = 0.0
         self._is_over = False  # this turn: a realm has more to settle than it takes
-        self._is_stirred = False  # something happened to some realm, and who waits for several is yet to be asked
+        self.stirred: set[str] = set()  # realms to which something happened, since who waits for several was asked
         self.archive = Archive(store, self.changes)
         self.replies = Replies(self.keys, self.changes)
         self.waking = Waking(self.archive, self.replies, self.answer, self._realm_of)
@@ -132,7 +132,7 @@ class Shard:
         actor.realm = realm
         realm.events = self.events.told
         self.placement.learn(realm.name, self.index)
-        self._is_stirred = True
+        self.stirred.add(realm.name)
         if realm.result_count:
             self._chores.keeps(realm)
         self._agenda.put(actor, realm.next_deadline())
@@ -194,9 +194,9 @@ class Shard:
             if self._reply_bytes > TURN_REPLY_BYTES_MAX:
                 break
         self.waking.time_up(now)
-        if self._is_stirred and not self._is_over:  # else there is time to pass first
-            self._is_stirred = False
+        if self.stirred and not self._is_over:  # else there is time to pass first
             self.waking.several(self._ask_again, now)
+            self.stirred.clear()
         if not self.full:
             self._chores.end_turn(now)
 
@@ -256,6 +256,8 @@ class Shard:
             body = self.archive.reply(kept)
             if body is not None:
                 return Reply(mail.request_id, 200, body)
+        if mail.sender.is_gone and mail.operation in PULLING:
+            return Reply(mail.request_id, 200, NOTHING)  # leased to nobody, its jobs would only wait for their leases
         if mail.operation == "undo_pull" and (key := "".join(mail.params[2:])):
             if self.replies.was_given_again(realm.key, key):
                 return Reply(mail.request_id, 200, NOTHING)
@@ -305,7 +307,7 @@ class Shard:
     def _happened(self, actor: Actor) -> None:
         """Something happened to a realm, or time passed in it: whoever waits may get something."""
         realm = actor.realm
-        self._is_stirred = True
+        self.stirred.add(actor.name)
         if realm is not None and realm.result_count:
             self._chores.keeps(realm)
         self.waking.happened(actor.name, realm, self._now)
@@ -334,6 +336,8 @@ class Shard:
                     self._happened(actor)
 
     def _ask_again(self, mail: Mail, call: Call) -> Reply | Wait:
+        if mail.operation == "wait_ready":
+            return wait_on(self, mail, call)
         return INTERNAL_OPERATIONS[mail.operation](self, mail, call)
 
     def several(self) -> Several:

@@ -1,9 +1,8 @@
 """The store on one SQLite file. Opened by the shard's process alone, after it was started, with an exclusive lock.
 
 Rows stand under integer keys that only grow, so that a batch is written to neighbouring pages. What is looked up
-by name is looked up in memory, so there is no other index, but for results, which memory does not hold: one
-to page through those of a realm and to count them, which grows at its end as the table does, and one to find
-a job's. Both cost only who keeps results. `synchronous=FULL` with WAL syncs the log before
+by name is looked up in memory, so there is no other index, but one for results, which memory does not hold: to page
+through those of a realm and to count them. It costs only who keeps results. `synchronous=FULL` with WAL syncs the log before
 a commit returns; the log is moved into the database every `WAL_PAGES_MAX` pages, so neither it nor a start grows
 with the age of the server. Read it with the `sqlite3` shell: while no server holds it.
 
@@ -60,7 +59,6 @@ _MIGRATIONS: dict[int, str] = {
     CREATE TABLE results (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, job_id TEXT NOT NULL, at REAL NOT NULL,
         text TEXT NOT NULL);
     CREATE INDEX results_by_realm ON results (realm);
-    CREATE INDEX results_by_job ON results (realm, job_id);
     CREATE TABLE replies (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
         at REAL NOT NULL, body BLOB NOT NULL);
     """,
@@ -248,12 +246,6 @@ class SqliteStore:
         """The realm's oldest results whose keys are above `after_key`, in the order of their keys."""
         select = "SELECT * FROM results WHERE realm = ? AND key > ? ORDER BY key LIMIT ?"
         return [ResultRow(*row) for row in self._read(select, realm_key, after_key, limit)]
-
-    def result_of(self, realm_key: int, job_id: str) -> ResultRow | None:
-        """The latest result of this job id."""
-        select = "SELECT * FROM results WHERE realm = ? AND job_id = ? ORDER BY key DESC LIMIT 1"
-        rows = self._read(select, realm_key, job_id)
-        return ResultRow(*rows[0]) if rows else None
 
     def reply(self, key: int) -> bytes | None:
         """The body of a reply."""

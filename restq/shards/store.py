@@ -85,9 +85,6 @@ class Store(Protocol):
     def results(self, realm_key: int, after_key: int, limit: int) -> list[ResultRow]:
         """The realm's oldest results whose keys are above `after_key`, in the order of their keys."""
 
-    def result_of(self, realm_key: int, job_id: str) -> ResultRow | None:
-        """The latest result of this job id."""
-
     def reply(self, key: int) -> bytes | None:
         """The body of a reply."""
 

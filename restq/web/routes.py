@@ -45,7 +45,7 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/*/events": {"GET": _new("get_events", streams=True)},
     "/*/": {"DELETE": Route("delete_realm")},
     "/*/status": {"GET": Route("get_status")},
-    "/*/config": {"POST": Route("configure"), "GET": _new("get_config"), "PUT": _new("put_config")},
+    "/*/config": {"POST": Route("configure_2013"), "GET": _new("get_config"), "PUT": _new("configure")},
     "/*/shard": {"PUT": Route("pin_realm"), "DELETE": Route("unpin_realm")},
     "/*/job": {"GET": Route("pull_2013", ("count", "max-queue"), leases=True)},
     "/*/pull": {"POST": Route("pull", leases=True, waits=True)},

@@ -22,7 +22,7 @@ REALM_OPERATIONS: dict[str, Callable[[Realm, Call], Outcome]] = {
     "cancel_tagged_jobs": jobs.cancel_tagged_jobs,
     "clear_queue": settings.clear_queue,
     "clear_queue_2013": settings.clear_queue_2013,
-    "configure": settings.configure,
+    "configure_2013": settings.configure_2013,
     "configure_queue": settings.configure_queue,
     "configure_tag": settings.configure_tag,
     "delete_realm": settings.delete_realm,
@@ -45,7 +45,7 @@ REALM_OPERATIONS: dict[str, Callable[[Realm, Call], Outcome]] = {
     "nack": leases.nack,
     "pull": leases.pull,
     "pull_2013": leases.pull_2013,
-    "put_config": settings.put_config,
+    "configure": settings.configure,
     "redrive": jobs.redrive,
     "redrive_tagged_jobs": jobs.redrive_tagged_jobs,
     "release": leases.release,
@@ -63,6 +63,9 @@ SHARD_OPERATIONS: dict[str, Callable[[Realms, Call], Done]] = {
     "lease_peeked": several.lease_peeked,
     "peek": several.peek,
 }
+
+# What leases jobs, and nothing else.
+PULLING = frozenset({"pull", "pull_2013"})
 
 # What changes nothing: a full disk does not hold it up.
 READING = frozenset(

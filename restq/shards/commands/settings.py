@@ -35,7 +35,7 @@ def status(realm: Realm) -> dict[str, object]:
     }
 
 
-def configure(realm: Realm, call: Call) -> Done:
+def configure_2013(realm: Realm, call: Call) -> Done:
     """POST /{realm}/config, as in 2013: lease times of queues to come, and of one queue, made if need be."""
     config = _read_config(call.body)
     default = bodies.lease_time(config.default_lease_time, "default_lease_time")
@@ -59,7 +59,7 @@ def get_config(realm: Realm, call: Call) -> Done:
     return Done(encode(configuring.shown_realm(realm.default_lease_time, realm.settings)))
 
 
-def put_config(realm: Realm, call: Call) -> Done:
+def configure(realm: Realm, call: Call) -> Done:
     """PUT /{realm}/config."""
     said = _read_realm_settings(call.body)
     settings = configuring.realm_settings(realm.settings, said)
