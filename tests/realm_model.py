@@ -243,11 +243,11 @@ class Model:
             job.after = job.after if wishes.after is None else wishes.after
             job.max_attempts = job.max_attempts if wishes.max_attempts is None else wishes.max_attempts
             job.expires_at = job.expires_at if wishes.expires_at is None else wishes.expires_at
-            place = self.place(job_id, queue)
-            if place is None:
+            for place in self.places_of(job):
+                if place.lease is not None:
+                    place.lease.cancelled = False
+            if self.place(job_id, queue) is None:
                 self.enter(job, queue, max(self.clock, wishes.at or 0.0))
-            elif place.lease is not None:
-                place.lease.cancelled = False
 
     def enter(self, job: ModelJob, queue: QueueId, at: float) -> None:
         self._entered += 1

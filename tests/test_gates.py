@@ -490,3 +490,13 @@ def test_jobs_behind_many_limits_are_served_in_the_order_of_their_queue(rig: Rig
     rig.tag_settings("t0", paused=True)
     rig.tag_settings("t0", max_leased=9)
     assert taken + rig.pulled() == [*(f"{number:02}" for number in range(24)), "04"]
+
+
+def test_job_that_comes_first_in_a_lane_by_a_tag_given_later_is_served_first(rig: Rig) -> None:
+    rig.tag_settings("t", max_leased=9)
+    rig.tag_settings("u", max_leased=9)
+    for job_id, tags in (("a", []), ("b", ["u"]), ("c", ["t"])):
+        rig.add(job_id, tags=tags)
+        rig.now += 1
+    rig.add("a", tags=["t"])
+    assert rig.pulled() == ["a", "b", "c"]

@@ -84,7 +84,8 @@ ARROWS: dict[str, str] = {
     "shards.commands.call": "shards.archive shards.data shards.job shards.realm",
     "shards.commands*": (
         "bodies errors names shards.adding shards.changes shards.commands.* shards.configuring shards.data"
-        " shards.finishing shards.job shards.leasing shards.limits shards.listing shards.new_jobs shards.operating shards.realm"
+        " shards.finishing shards.job shards.leasing shards.limits shards.listing shards.new_jobs shards.operating"
+        " shards.realm"
         " shards.settings shards.sweeps"
     ),
     "shards.store": "errors shards.changes shards.data",

@@ -822,7 +822,7 @@ def row_count(store: MemoryStore) -> int:
 
 TestRealmAgainstModel = RealmAndModel.TestCase
 TestRealmAgainstModel.settings = settings(
-    max_examples=10_000 if os.environ.get("RESTQ_TEST_LONG") else 150,
+    max_examples=2_500 if os.environ.get("RESTQ_TEST_LONG") else 400,
     stateful_step_count=200 if os.environ.get("RESTQ_TEST_LONG") else 60,
     deadline=None,
     report_multiple_bugs=False,

@@ -196,7 +196,7 @@ def test_relocate_of_large_realm_in_many_groups_keeps_it(tmp_path: Path, monkeyp
 def rows_of_a_realm(name: str) -> Changes:
     """Rows of which every column says something."""
     changes = Changes()
-    changes.realms[4] = RealmRow(4, name, 60.0, 3, 0, None, '{"max_jobs": 9}', 7)
+    changes.realms[4] = RealmRow(4, name, 60.0, 3, 0, None, '{"max_jobs": 9}', 7, 1234)
     changes.queues[5] = QueueRow(5, 4, "q", 12.5, '{"rate": 2}', NOW + 1)
     changes.tags[6] = TagRow(6, 4, "t", '{"max_leased": 1}', NOW + 2)
     history = (NOW - 5, 11, 3, 2, 9, "w")
@@ -243,13 +243,13 @@ def test_relocate_carries_every_column_and_shifts_keys_alone(tmp_path: Path) -> 
     relocate(tmp_path, 2)
     shift = 1000 - 4
     expected = in_another_file(rows_of_a_realm(name), shift)
-    expected["realms"] = [(4 + shift, name, 60.0, 4, 0, None, '{"max_jobs": 9}', 7 + shift)]
+    expected["realms"] = [(4 + shift, name, 60.0, 4, 0, None, '{"max_jobs": 9}', 7 + shift, 1234)]
     assert all_rows(tmp_path, 1) == expected
     assert all_rows(tmp_path, 0) == {}
     keep_rows(tmp_path, 0, Changes(), Mark(9, 5000, NOW))
     relocate(tmp_path, 1)
     (row,) = all_rows(tmp_path, 0)["realms"]
-    assert row[0] - row[-1] == 4 - 7, "the shift grows by as much as the keys"
+    assert row[0] - row[-2] == 4 - 7, "the shift grows by as much as the keys"
 
 
 def test_relocate_leaves_replies_of_requests_over_several_realms(tmp_path: Path) -> None:

@@ -91,9 +91,12 @@ class Leased:
     def settle(self, error: BaseException | None, failure: Exception | None) -> bool:
         """Whether a `with` block keeps its `error` to itself. `failure` is that of the call that ended the lease.
 
-        Otherwise `error` goes on as it does in any `with`, and where there is none, `failure` is raised. A job of
-        `consume(keep_going=True)` logs both instead. What is no Exception, such as KeyboardInterrupt, always goes on.
+        Otherwise `error` goes on as it does in any `with`, and where there is none, `failure` is raised; not where the job
+        was cancelled, and so is gone with its lease. A job of `consume(keep_going=True)` logs both instead. What is no
+        Exception, such as KeyboardInterrupt, always goes on.
         """
+        if self.cancelled and isinstance(failure, LeaseStale):
+            failure = None
         if error is not None and failure is not None:
             error.add_note(f"restq could not say so to the server: {failure}")
         if error is not None:

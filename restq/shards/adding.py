@@ -135,9 +135,7 @@ def put(realm: Realm, new_jobs: Sequence[NewJob]) -> None:
             job = realm.make_job(key, job_id, data, tags, PLAIN if wishes is None else wishes.terms(PLAIN))
         else:
             _merge(realm, job, tags, wishes)
-            if (standing := job.place_in(queue_id)) is not None:
-                if standing.history.mark == MARK_CANCELLED:  # it is wanted after all; the lease stays as it is
-                    realm.replace(standing, standing.at, standing.history._replace(mark=MARK_NONE))
+            if job.place_in(queue_id) is not None:
                 continue
             if endings.is_expired(realm, job):  # it goes from here at once, and stays where it is leased
                 realm.expiries.put(job, job.terms.expires_at)
@@ -146,6 +144,9 @@ def put(realm: Realm, new_jobs: Sequence[NewJob]) -> None:
 
 
 def _merge(realm: Realm, job: Job, tags: tuple[str, ...], wishes: Wishes | None) -> None:
+    for place in job.places:
+        if place.history.mark == MARK_CANCELLED:  # it is wanted after all; the lease stays as it is
+            realm.replace(place, place.at, place.history._replace(mark=MARK_NONE))
     added = [tag for tag in tags if tag not in job.tags]
     terms = job.terms if wishes is None else wishes.terms(job.terms)
     if not added and terms == job.terms:

@@ -60,6 +60,7 @@ class RealmRow(NamedTuple):
     task: str | None  # JSON of the Task that holds the realm, to be resumed after a restart
     settings: str = "{}"  # JSON of what else was configured
     shift: int = 0  # by how much its keys grew in moves: lease ids name keys as they first were
+    born: int = 0  # ms of the shard's clock when it came to be: lease ids of an earlier realm of this name are void
 
 
 class QueueRow(NamedTuple):

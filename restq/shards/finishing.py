@@ -1,8 +1,8 @@
 """What the holder of a lease may do with it: ack, nack, release, extend. A lease is proven by its id.
 
-The id names the pull and the place, by numbers that are never used twice; a void one changes nothing and is returned as
-stale. A lease is void once it was ended, its job was removed, or the lease ran out *and* the job was handed out again:
-one that ran out, but whose job nobody took, still counts, as the work was done.
+The id names the pull and the place, by numbers that are never used twice, and when the realm came to be. A void one
+changes nothing and is returned as stale. A lease is void once it was ended, its job was removed, or the lease ran out
+*and* the job was handed out again: one that ran out, but whose job nobody took, still counts, as the work was done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from restq.shards.job import LEASED, MARK_CANCELLED, MARK_DEAD, MARK_NONE, Place
 if TYPE_CHECKING:
     from restq.shards.realm import Realm
 
-_LEASE_ID = re.compile(r"([1-9][0-9]{0,18})-([1-9][0-9]{0,18})")
+_LEASE_ID = re.compile(r"([1-9][0-9]{0,18})-([1-9][0-9]{0,18})-([0-9a-f]{1,16})")
 _SHOWN_MAX = 3  # lease ids that a message names
 
 encode = msgspec.json.Encoder().encode
@@ -37,13 +37,13 @@ class Outcome(NamedTuple):
 
 def lease_id(realm: Realm, place: Place) -> str:
     """The proof of the lease of a place; the same after a restart, and after the realm moved to another shard."""
-    return f"{place.history.lease}-{place.key - realm.shift}"
+    return f"{place.history.lease}-{place.key - realm.shift}-{realm.born:x}"
 
 
 def leased_place(realm: Realm, proof: str) -> Place | None:
     """The place whose lease this proves, if it is still in force."""
     numbers = _LEASE_ID.fullmatch(proof)
-    if numbers is None:
+    if numbers is None or numbers[3] != f"{realm.born:x}":
         return None
     key = int(numbers[2]) + realm.shift
     job = realm.leases.get(key)

@@ -45,6 +45,7 @@ class Loader:
         realm.settings = read_realm(row.settings)
         realm.epoch = row.epoch
         realm.shift = row.shift
+        realm.born = row.born
         realm.pinned = bool(row.pinned)
         realm.task = Task.read(row.task)
         realm.exists = True

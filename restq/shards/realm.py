@@ -67,21 +67,9 @@ class Realm:
     A new realm is not noted before something is written to it: reading one that never was makes nothing.
     """
 
-    __slots__ = (
-        *(
-            "agenda",
-            "changes",
-            "chance",
-            "clock",
-            "data_bytes",
-            "default_lease_time",
-            "epoch",
-            "events",
-            "exists",
-            "expiries",
-        ),
-        *("jobs", "key", "keys", "leases", "name", "pinned", "queues", "result_count", "roll", "settings", "shift"),
-        *("tags", "task", "_order"),
+    __slots__ = tuple(
+        "agenda born changes chance clock data_bytes default_lease_time epoch events exists expiries jobs key keys"
+        " leases name pinned queues result_count roll settings shift tags task _order".split()
     )
 
     def __init__(
@@ -99,6 +87,7 @@ class Realm:
         self.settings: RealmSettings = PLAIN_REALM
         self.epoch = 1
         self.shift = 0
+        self.born = 0
         self.pinned = False
         self.exists = False
         self.task: Task | None = None
@@ -390,8 +379,10 @@ class Realm:
 
     def write(self, changed: bool = False) -> None:
         """Something is written to the realm: it exists from now on."""
-        if changed or not self.exists:
-            self.exists = True
+        if not self.exists:
+            self.exists, self.born = True, int(self.clock * 1000)
+            changed = True
+        if changed:
             self.changes.realms[self.key] = rows.realm_row(self)
 
     def check(self) -> None:

@@ -20,7 +20,9 @@ def realm_row(realm: Realm) -> RealmRow:
     """The realm's own row."""
     task = None if realm.task is None else realm.task.text()
     pinned, settings = int(realm.pinned), text_of(realm.settings)
-    return RealmRow(realm.key, realm.name, realm.default_lease_time, realm.epoch, pinned, task, settings, realm.shift)
+    return RealmRow(
+        realm.key, realm.name, realm.default_lease_time, realm.epoch, pinned, task, settings, realm.shift, realm.born
+    )
 
 
 def queue_row(realm: Realm, queue: Queue) -> QueueRow:

@@ -2,8 +2,8 @@
 
 Rows stand under integer keys that only grow, so that a batch is written to neighbouring pages. What is looked up
 by name is looked up in memory, so there is no other index, but one for results, which memory does not hold: to page
-through those of a realm and to count them. It costs only who keeps results. `synchronous=FULL` with WAL syncs the log before
-a commit returns; the log is moved into the database every `WAL_PAGES_MAX` pages, so neither it nor a start grows
+through those of a realm and to count them. It costs only who keeps results. `synchronous=FULL` with WAL syncs the log
+before a commit returns; the log is moved into the database every `WAL_PAGES_MAX` pages, so neither it nor a start grows
 with the age of the server. Read it with the `sqlite3` shell: while no server holds it.
 
 To change the format: raise `FORMAT`, and give `_MIGRATIONS` the statements that lead from the one before. A column
@@ -46,6 +46,7 @@ _MIGRATIONS: dict[int, str] = {
     ALTER TABLE realms ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
     ALTER TABLE realms ADD COLUMN shift INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE queues ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE realms ADD COLUMN born INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE queues ADD COLUMN next_at REAL NOT NULL DEFAULT 0.0;
     ALTER TABLE jobs ADD COLUMN terms TEXT NOT NULL DEFAULT '';
     ALTER TABLE places ADD COLUMN nacks INTEGER NOT NULL DEFAULT 0;
@@ -65,7 +66,7 @@ _MIGRATIONS: dict[int, str] = {
 }
 
 _COLUMN_COUNTS = {
-    "realms": 8,
+    "realms": 9,
     "queues": 6,
     "tags": 5,
     "jobs": 8,

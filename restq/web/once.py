@@ -15,7 +15,15 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from restq.errors import FieldInvalid, IdempotencyKeyReused, RestqError, ShardUnavailable, from_reply
+from restq.errors import (
+    FieldInvalid,
+    IdempotencyKeyReused,
+    Overloaded,
+    RestqError,
+    ShardStarting,
+    ShardUnavailable,
+    from_reply,
+)
 from restq.placement import home
 from restq.protocol import Reply
 from restq.web.calls import Outcome
@@ -85,8 +93,9 @@ class Once:
         try:
             await self._call("remember", once, outcome.body)
         except RestqError as error:
-            for lease in outcome.leases:
-                self._shards.undo(lease)
+            if isinstance(error, (Overloaded, ShardStarting)):  # else it may be kept, and a repeat is given the leases
+                for lease in outcome.leases:
+                    self._shards.undo(lease)
             told = f"the reply could not be kept under its {HEADER}: {error.message}"
             raise ShardUnavailable(told) from None
 
