@@ -242,8 +242,9 @@ def count(value: int | str | None, field: str = "count") -> int:
     return number
 
 
-def check_count(count: int, field: str, most: int = COUNT_MAX) -> None:
-    """Refuse a body with more parts than one request takes."""
+def check_count(count: int, field: str, most: int | None = None) -> None:
+    """Refuse a body with more parts than one request takes: COUNT_MAX, or fewer."""
+    most = COUNT_MAX if most is None else most
     if count > most:
         raise FieldInvalid(f"{field}: {count} are more than the {most} that one request takes", field)
 

@@ -99,3 +99,47 @@ class RealmCalls:
         """Wait until all that was sent before has reached the shard: what comes later is served later."""
         for _ in range(3):
             self.ask("GET", "status").ok()
+
+    # -- a life ------------------------------------------------------------------------------------------------------
+
+    def live(self) -> str:
+        """Have a bit of everything happen in the realm; returns the proof of a lease that lasts."""
+        self.settings(keep_done={"count": 9}, crash_limit=5, max_jobs=900)
+        self.queue_settings(1, max_attempts=1, max_leased=3, lease_time=900)
+        self.tag_settings("few", max_leased=1)
+        self.tag_settings("off", paused=True)
+        self.add_all("done", "dead", queue_id=1)
+        done, dead = self.pull(2)
+        self.post("ack", leases=[done["lease_id"]], result={"a": [1]}, output="ö").ok()
+        self.post("nack", leases=[dead["lease_id"]], error="why", exit_code=-9).ok()
+        self.add_all("held", "waits", queue_id=2, tags=["few"])
+        lease = self.lease(lease_time=900, worker="w")
+        self.add_all("blocked", queue_id=3, after=["few"])
+        self.add_all("delayed", queue_id=4, delay=900, expires_in=1800, max_attempts=4)
+        self.add_all("paused", queue_id=5, tags=["off"])
+        return lease
+
+    def life(self) -> Any:
+        """All that the realm shows of this, but for ages."""
+        queues = self.ask("GET", "queues").ok()["queues"]
+        return (
+            self.list("data=1"),
+            self.list("state=done"),
+            [{**queue, "oldest_ready_seconds": None} for queue in queues],
+            [self.ask("GET", path).ok() for path in ("config", "tags", "status")],
+        )
+
+    def go_on(self, lease: str) -> None:
+        """Have happen what `live` left to happen."""
+        assert self.pull_ids() == []
+        assert self.post("extend", leases=[lease]).ok()["stale"] == []
+        assert self.post("ack", leases=[lease]).ok()["acked"] == [lease]
+        [waits] = self.pull()
+        assert waits["job_id"] == "waits"
+        self.post("ack", leases=[waits["lease_id"]]).ok()
+        assert self.pull_ids() == ["blocked"]
+        assert self.post("redrive").ok() == {"redriven": 1}
+        assert self.pull_ids() == ["dead"]
+        self.tag_settings("off", paused=False)
+        assert self.pull_ids() == ["paused"]
+        assert [result["job_id"] for result in self.list("state=done")] == ["done", "held", "waits"]

@@ -18,6 +18,7 @@ from conftest import Server, StartServer
 from load import Account, load, progress, verify, verify_order
 from polling import eventually
 from processes import children, frontend_pids, is_running, shard_pids
+from realm_calls import RealmCalls
 from wire import Answer, Wire, ask, connect, names_on, raw_request
 
 LONG = os.environ.get("RESTQ_TEST_LONG") == "1"
@@ -137,6 +138,22 @@ def test_kill_server_keeps_all_that_a_realm_is(start_server: StartServer, realm_
         ("leased", None),
     ]
     assert [round((job["lease_expires_at"] - before) / 100) for job in again] == [12, 43, 43]
+
+
+def test_kill_server_keeps_all_that_the_life_of_jobs_left(start_server: StartServer, realm_name: str) -> None:
+    own = start_server()
+    realm = RealmCalls(own, realm_name)
+    lease = realm.live()
+    before = realm.life()
+    for _ in range(2):
+        everyone = [own.pid, *children(own.pid)]
+        for pid in everyone:
+            os.kill(pid, signal.SIGKILL)
+        own.process.wait()
+        eventually(lambda pids=everyone: not any(map(is_running, pids)))  # type: ignore[misc]
+        realm.server = own = start_server(own.data_dir)
+        assert realm.life() == before
+    realm.go_on(lease)
 
 
 def test_restart_server_within_a_lease_hands_job_out_again_only_at_its_end(

@@ -11,6 +11,7 @@ from realm_rig import LEASE, NOW, Rig, finish, ids
 
 from restq.shards import leasing, limits, operating, sweeps
 from restq.shards import queue as queues
+from restq.shards.finishing import lease_id
 from restq.shards.gates import Limit
 from restq.shards.leasing import Pull, Wanted
 from restq.shards.settings import UNLIMITED, LimitSettings
@@ -130,7 +131,7 @@ def test_pull_under_limit_of_tag_takes_what_it_lets_pass_and_others(rig: Rig) ->
 
 def rig_lease(rig: Rig, job_id: str) -> str:
     place = rig.place(job_id)
-    return f"{place.history.lease}-{place.key}"
+    return lease_id(rig.realm, place)
 
 
 def test_pull_under_two_limits_needs_both_open(rig: Rig) -> None:

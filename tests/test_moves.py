@@ -14,6 +14,7 @@ from conftest import Server, StartServer
 from load import load, progress, verify, verify_order
 from polling import eventually
 from processes import frontend_pids, is_running, shard_pids
+from realm_calls import RealmCalls
 from wire import Answer, ask, names_on
 
 
@@ -370,6 +371,25 @@ def test_restart_with_other_numbers_of_shards_keeps_everything(start_server: Sta
         for job in reply:
             lease_time = 4000 + number if job["queue_id"] == 3 else 300 + number
             assert lease_time - 60 < job["lease_expires_at"] - at <= lease_time + 1
+
+
+def test_moves_and_other_numbers_of_shards_keep_all_that_the_life_of_jobs_left(
+    start_server: StartServer, realm_name: str
+) -> None:
+    own = start_server()
+    realm = RealmCalls(own, next(names_on(0, realm_name)))
+    lease = realm.live()
+    before = realm.life()
+    key = f"key of {realm_name}"
+    reply = realm.post("redrive", key, jobs=["never"])
+    pin(own, realm.name, 1).ok()
+    for shards in (2, 3, 1, 2):
+        assert realm.life() == before
+        assert realm.post("redrive", key, jobs=["never"]).body == reply.body
+        assert own.stop() == 0
+        realm.server = own = start_server(own.data_dir, shards=shards)
+        realm.post("redrive", key, jobs=["dead"]).refused(422, "ValueError", "idempotency_key_reused")
+    realm.go_on(lease)
 
 
 def contents(server: Server, paths: list[str]) -> dict[str, tuple[Any, Any]]:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from shard_rig import HOME_0, HOME_1, LARGE, A, Rig, bulk, carry_out, ids, only_rows_of, pin, send_rows
+from shard_rig import HOME_0, HOME_1, LARGE, NOW, A, Rig, bulk, carry_out, ids, move, only_rows_of, pin, send_rows
 
 from restq.errors import ShardUnavailable
 from restq.placement import home
@@ -318,3 +318,165 @@ def test_arrival_that_a_reload_forgot_is_to_begin_again_and_leaves_nothing_to_th
     finally:
         gc.enable()
     assert rig.shard.find(A) is None
+
+
+# -- all that a job's life leaves in a realm ---------------------------------------------------------------------------
+
+ONCE = ("key", "digest")
+
+
+def lived_in(rig: Rig) -> dict[str, Any]:
+    """A realm in which everything happened; returns proofs of leases by what they are for, and a kept reply."""
+    rig.ask("configure", HOME_0, [], {"max_attempts": 3, "crash_limit": 2, "keep_done": {"count": 20, "seconds": 5e3}})
+    rig.ask("configure", HOME_0, [], {"max_jobs": 500, "max_bytes": 9_000_000, "backoff": {"base": 40, "jitter": 0}})
+    rig.ask("configure_queue", HOME_0, ["0"], {"lease_time": 70, "max_attempts": 2, "max_leased": 6})
+    rig.ask("configure_queue", HOME_0, ["slow"], {"rate": 0.1, "backoff": {"base": 7, "factor": 3, "jitter": 0}})
+    rig.ask("configure_queue", HOME_0, ["shut"], {"paused": True})
+    for tag, limits in (("few", {"max_leased": 2}), ("rare", {"rate": 0.05}), ("off", {"paused": True})):
+        rig.ask("configure_tag", HOME_0, [tag], limits)
+    rig.add(HOME_0, *(f"done {number}" for number in range(8)), queue=1, tags=["d"])
+    rig.ask("ack", HOME_0, [], {"leases": rig.leases(HOME_0, 8), "result": {"a": [1]}, "exit_code": 0, "output": "o"})
+    rig.add(HOME_0, "dead", queue=2, max_attempts=1)
+    dead = {"leases": rig.leases(HOME_0, worker="w"), "error": "died\nof é", "exit_code": -9}
+    rig.ask("nack", HOME_0, [], dead)
+    rig.add(HOME_0, "failed", queue=3)
+    rig.ask("nack", HOME_0, [], {"leases": rig.leases(HOME_0), "error": "once"})
+    rig.now += 1
+    rig.add(HOME_0, "first", "second", "third", tags=["few"], data=LARGE)
+    rig.add(HOME_0, "seldom", "later", queue=4, tags=["rare"])
+    rig.add(HOME_0, "slow 1", "slow 2", queue="slow")
+    leases = {job["job_id"]: job["lease_id"] for job in rig.pull(HOME_0, 9, lease_time=90, worker="wörker")}
+    assert sorted(leases) == ["first", "second", "seldom", "slow 1"]
+    rig.add(HOME_0, "cancelled", queue=5)
+    rig.ask("cancel_job", HOME_0, [rig.pull(HOME_0, lease_time=20)[0]["job_id"]])
+    rig.add(HOME_0, "delayed", delay=33, tags=["off"])
+    rig.ask("add_job", HOME_0, ["runs at"], {"queue_id": "shut", "run_at": NOW + 44, "expires_in": 300})
+    rig.add(HOME_0, "blocked", queue=6, after=["few", "never"], max_attempts=7)
+    rig.add(HOME_0, "expires", queue="shut", expires_in=60)
+    rig.add(HOME_0, "twice", queue=7, tags=["off"])
+    rig.add(HOME_0, "twice", queue="shut")
+    reply = rig.reply_to("redrive", HOME_0, [], {"jobs": ["none"]}, ONCE)
+    return {**leases, "reply": reply.body}
+
+
+def all_seen(rig: Rig) -> Any:
+    """Everything that the realm shows of itself, failures, results and explanations included."""
+    realm = rig.shard.find(HOME_0)
+    assert realm is not None
+    realm.check()
+    jobs = rig.list(HOME_0)
+    return (
+        jobs,
+        rig.list(HOME_0, "done"),
+        [rig.ask("explain_job", HOME_0, [job["job_id"]]) for job in jobs],
+        [rig.ask(operation, HOME_0) for operation in ("get_config", "get_queues", "get_status")],
+        rig.ask("get_tags", HOME_0, [None, "100", None]),
+        rig.ask("peek", "", [100, None, [HOME_0], None, None]),
+        (realm.result_count, realm.data_bytes, rig.shard.next_deadline()),
+    )
+
+
+@pytest.fixture
+def lived(monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Rig, dict[str, Any]]:
+    """Two shards, and what `lived_in` gave in the first; few rows go at once."""
+    monkeypatch.setattr(moving, "CHUNK_COUNT", 4)
+    monkeypatch.setattr(moving, "KEPT_COUNT", 3)
+    source, target = Rig(0, 2), Rig(1, 2)
+    source.shard.keys.next_key = 5_000
+    given = lived_in(source)
+    target.now = source.now
+    return source, target, given
+
+
+def without_deadline(found: Any) -> Any:
+    """What was seen, but for what is to be tidied up when."""
+    return (*found[:-1], found[-1][:2])
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_move_and_back_keeps_all_that_a_jobs_life_leaves(lived: tuple[Rig, Rig, dict[str, Any]], starts: bool) -> None:
+    source, target, _ = lived
+    before = without_deadline(all_seen(source))
+    for here, there in ((source, target), (target, source)):
+        move(here, there, HOME_0)
+        assert without_deadline(all_seen(there)) == before
+        # Kept replies stay until their time is up; nothing else of the realm does.
+        assert {table for table, rows_left in here.rows().items() if rows_left} == {"moved", "replies"}
+        if starts:
+            source.start()
+            target.start()
+            assert without_deadline(all_seen(there)) == before
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_move_changes_nothing_that_happens_later(lived: tuple[Rig, Rig, dict[str, Any]], moves: int) -> None:
+    """Each instant comes as it would have come, and each lease counts, in whatever shard."""
+    source, target, given = lived
+    rig = source
+    for here, there in [(source, target), (target, source)][:moves]:
+        move(here, there, HOME_0)
+        rig = there
+    start = rig.now
+    assert rig.reply_to("redrive", HOME_0, [], {"jobs": ["none"]}, ONCE).body == given["reply"]
+    assert rig.reply_to("redrive", HOME_0, [], {"jobs": ["dead"]}, ("key", "other")).status == 422
+    extended = rig.ask("extend", HOME_0, [], {"leases": [given["second"], given["first"]], "lease_time": 500})
+    assert extended["extended"] == {given["second"]: start + 500, given["first"]: start + 500}
+    assert rig.pull(HOME_0, 9) == [], "limits hold"
+    rig.run_until(NOW + 11.5)
+    assert [job["job_id"] for job in rig.pull(HOME_0, 9, lease_time=500)] == ["slow 2"], "the rate of its queue goes on"
+    rig.run_until(start + 19.5)
+    assert [job["job_id"] for job in rig.pull(HOME_0, 9, lease_time=500)] == [], "the rate of the tag goes on"
+    rig.run_until(start + 20)
+    assert "cancelled" not in rig.ids(HOME_0), "it goes with the end of its lease"
+    assert [job["job_id"] for job in rig.pull(HOME_0, 9, lease_time=500)] == ["later"]
+    rig.run_until(NOW + 40)
+    [failed] = rig.pull(HOME_0, 9, lease_time=500)
+    assert (failed["job_id"], failed["attempt"]) == ("failed", 2), "its backoff is over"
+    acked = rig.ask("ack", HOME_0, [], {"leases": [given["first"]], "result": "late"})
+    assert acked == {"acked": [given["first"]], "stale": []}
+    assert rig.list(HOME_0, "done")[-1]["result"] == "late"
+    [third] = rig.pull(HOME_0, 9, lease_time=500)
+    assert (third["job_id"], third["data"]) == ("third", LARGE), "the limit of its tag has room again"
+    rig.run_until(start + 60)
+    assert "expires" not in rig.ids(HOME_0)
+    rig.ask("configure_tag", HOME_0, ["off"], {"paused": False})
+    assert sorted(job["job_id"] for job in rig.pull(HOME_0, 9, lease_time=500)) == ["delayed", "twice"]
+    assert rig.ask("ack", HOME_0, [], {"leases": [given["second"], third["lease_id"]]})["stale"] == []
+    assert [job["job_id"] for job in rig.pull(HOME_0, 9)] == ["blocked"], "nothing that it comes after is left"
+    nacked = rig.ask("nack", HOME_0, [], {"leases": [failed["lease_id"]], "delay": 5})
+    assert nacked["nacked"] == [failed["lease_id"]], "2 of 3 attempts"
+    assert rig.ask("redrive", HOME_0) == {"redriven": 1}
+    assert [job["job_id"] for job in rig.pull(HOME_0, 9, queues=[2])] == ["dead"]
+    realm = rig.shard.find(HOME_0)
+    assert realm is not None
+    realm.check()
+
+
+def test_lease_of_cancelled_job_that_runs_out_during_a_move_ends_the_job(
+    lived: tuple[Rig, Rig, dict[str, Any]],
+) -> None:
+    source, target, _ = lived
+    pin(source, HOME_0, 1)
+    source.now += 30
+    target.now = source.now
+    carry_out(source, target)
+    source.run()
+    target.run()
+    assert "cancelled" not in target.ids(HOME_0)
+    assert "cancelled" not in [row[2] for row in target.store._tables["jobs"].values()]
+
+
+def test_lease_that_runs_out_once_too_often_during_a_move_leaves_the_job_dead() -> None:
+    source, target = Rig(0, 2), Rig(1, 2)
+    source.ask("configure", HOME_0, [], {"crash_limit": 1})
+    source.add(HOME_0, "x")
+    source.leases(HOME_0, lease_time=5, worker="w")
+    pin(source, HOME_0, 1)
+    source.now += 10
+    target.now = source.now
+    carry_out(source, target)
+    source.run()
+    [job] = target.list(HOME_0)
+    assert (job["queues"][0]["state"], job["queues"][0]["error"]) == ("dead", "the lease of worker 'w' ran out")
+    target.start()
+    assert target.list(HOME_0) == [job]

@@ -42,6 +42,8 @@ class HeldStore(MemoryStore):
 class Rig:
     """A process over a held store, and a sender that keeps what it is replied."""
 
+    is_gone = False
+
     def __init__(self, folder: Path) -> None:
         self.store = HeldStore()
         settings = {"index": 0, "count": 1, "elsewhere": {}, "sockets": [], "path": str(folder / "x")}

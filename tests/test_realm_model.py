@@ -116,6 +116,7 @@ class RealmAndModel(RuleBasedStateMachine):
         self.changes = Changes()
         self.group = 0
         self.realm = self.new_realm()
+        self.has_crashed = False  # the last sweep, on its way
         self.patch = mock.patch.object(queues, "TAG_HEAPS_MAX", 2)
         self.patch.start()
         self.pulls: list[tuple[int, int, list[tuple[str, QueueId]]]] = []  # of the realm, of the model, what was got
@@ -547,6 +548,7 @@ class RealmAndModel(RuleBasedStateMachine):
         redriven = [place.job for place in places if self.model.redrive(place)]
         if tagged:
             done = self.carry_on(sweeps.of_tag(self.realm, "redrive_tagged_jobs", tag), size, crash)
+            self.redrive_what_died_meanwhile(places)
             assert crash is not None or done["redriven"] == len({job.job_id for job in redriven})
 
     @precondition(has_dead)
@@ -558,7 +560,14 @@ class RealmAndModel(RuleBasedStateMachine):
         places = [place for place in self.model.places if queue is None or place.queue == queue]
         redriven = sum(self.model.redrive(place) for place in places)
         done = self.carry_on(sweeps.redrive(self.realm, queue), size, crash)
+        self.redrive_what_died_meanwhile(places)
         assert crash is not None or done["redriven"] == redriven
+
+    def redrive_what_died_meanwhile(self, places: list[ModelPlace]) -> None:
+        """A restart may find dead what was not, as settings changed: a sweep that goes on after it finds these, too."""
+        if self.has_crashed:
+            for place in places:
+                self.model.redrive(place)
 
     def delete(self, size: int, crash: int | None, lapse: float) -> None:
         self.settle()
@@ -584,11 +593,13 @@ class RealmAndModel(RuleBasedStateMachine):
     def carry_on(self, work: Sweep, size: int, crash: int | None, lapse: float = 0.0) -> dict[str, int]:
         """Do it to its end. With `crash`, after so many steps all is lost but for the rows; time went on meanwhile."""
         is_kept = self.realm.task is not None
+        self.has_crashed = False
         done = False
         while not done:
             if crash == 0:
                 self.now += lapse
                 self.rebuild()
+                self.has_crashed = True
                 self.model.settle(self.now)
                 if not is_kept:
                     break

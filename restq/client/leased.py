@@ -91,7 +91,7 @@ class Leased:
     def settle(self, error: BaseException | None, failure: Exception | None) -> bool:
         """Whether a `with` block keeps its `error` to itself. `failure` is that of the call that ended the lease.
 
-        Otherwise `error` goes on as it does in any `with`, and where there is none, `failure` is raised; not where the job
+        Otherwise `error` goes on as in any `with`, and where there is none, `failure` is raised; not where the job
         was cancelled, and so is gone with its lease. A job of `consume(keep_going=True)` logs both instead. What is no
         Exception, such as KeyboardInterrupt, always goes on.
         """

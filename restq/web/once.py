@@ -18,7 +18,6 @@ from typing import NamedTuple
 from restq.errors import (
     FieldInvalid,
     IdempotencyKeyReused,
-    Overloaded,
     RestqError,
     ShardStarting,
     ShardUnavailable,
@@ -93,7 +92,8 @@ class Once:
         try:
             await self._call("remember", once, outcome.body)
         except RestqError as error:
-            if isinstance(error, (Overloaded, ShardStarting)):  # else it may be kept, and a repeat is given the leases
+            if not isinstance(error, ShardUnavailable) or isinstance(error, ShardStarting):
+                # It is certain that it is not kept: else a repeat may be given these leases.
                 for lease in outcome.leases:
                     self._shards.undo(lease)
             told = f"the reply could not be kept under its {HEADER}: {error.message}"
