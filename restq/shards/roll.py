@@ -8,38 +8,55 @@ from collections.abc import Iterator
 from restq.shards.job import Job
 
 DEAD_COUNT_MIN = 1024
+TRIMMED_COUNT = 2  # jobs that one drop lets go of at the beginning
 
 
 class Roll:
-    """A list of jobs by growing key. Jobs that were dropped stay in it until they outnumber the others."""
+    """A list of jobs by growing key. Jobs that were dropped stay until they are the first, or outnumber the others.
 
-    __slots__ = ("_dead_count", "_jobs")
+    Jobs are mostly dropped in their order, so they are let go of one by one: a million at once would hold up the shard.
+    """
+
+    __slots__ = ("_dead_count", "_first", "_jobs")
 
     def __init__(self) -> None:
-        self._jobs: list[Job] = []
+        self._jobs: list[Job | None] = []
+        self._first = 0  # before it there is nothing but None, from it on nothing but jobs
         self._dead_count = 0
 
     def append(self, job: Job) -> None:
         """Add a job, whose key is above all others."""
         if self._dead_count > DEAD_COUNT_MIN and self._dead_count * 2 > len(self._jobs):
-            self.restore([held for held in self._jobs if held.first is not None])
+            self.restore([held for held in self._jobs if held is not None and held.first is not None])
         self._jobs.append(job)
 
     def dropped(self) -> None:
         """One of its jobs let go of all its places."""
         self._dead_count += 1
-        if self._dead_count == len(self._jobs):
+        jobs = self._jobs
+        for _ in range(TRIMMED_COUNT):
+            if self._first >= len(jobs) or ((job := jobs[self._first]) is not None and job.first is not None):
+                break
+            jobs[self._first] = None
+            self._first += 1
+        if self._dead_count == len(jobs):
             self.restore([])
 
     def restore(self, jobs: list[Job]) -> None:
         """Hold exactly these, in the order of their keys."""
-        self._jobs = jobs
+        self._jobs = list(jobs)
+        self._first = 0
         self._dead_count = 0
 
     def after(self, key: int) -> Iterator[Job | None]:
         """The jobs with higher keys; None in the stead of each that was dropped. Nothing may be added meanwhile."""
         jobs = self._jobs
-        start = bisect_right(jobs, key, key=lambda job: job.key) if key else 0
+        start = bisect_right(jobs, key, self._first, key=_key) if key else self._first
         for index in range(start, len(jobs)):
             job = jobs[index]
-            yield None if job.first is None else job
+            yield None if job is None or job.first is None else job
+
+
+def _key(job: Job | None) -> int:
+    assert job is not None, "it is looked for behind what was let go of"
+    return job.key
