@@ -57,7 +57,8 @@ class Replies:
             self.add(key, realm, name, digest, until, size)
 
     def add(self, key: int, realm: int, name: str, digest: str, until: float, size: int) -> None:
-        """Know of a reply whose row is noted already."""
+        """Know of a reply whose row is noted already, and which for all we know was given again before."""
+        self._given_again.add((realm, name))
         self._kept[realm, name] = _Kept(key, digest, until, size)
         self._bytes += size
         heapq.heappush(self._by_until, (until, key, (realm, name)))
@@ -91,6 +92,7 @@ class Replies:
         key, until = self._keys.take(), max(now + KEPT_SECONDS, min(held_until, now + HELD_SECONDS_MAX))
         self._changes.replies[key] = ReplyRow(key, realm, name, digest, until, body)
         self.add(key, realm, name, digest, until, len(body))
+        self._given_again.discard((realm, name))
 
     def forget(self, realm: int, name: str) -> None:
         """Keep the reply to this request no longer, if it is kept."""
