@@ -155,7 +155,7 @@ class Rig:
         self.keys, self.changes = Keys(loaded.mark.next_key), Changes()
         loader = Loader(self.keys, self.changes, lambda: self.chance)
         loader.add_all(loaded)
-        (self.realm,) = loader.finish(self.now, loaded.mark.clock)
+        (self.realm,) = loader.finish(self.now)
 
     def rows(self, table: str) -> dict[int, Any]:
         """What the store keeps in a table."""

@@ -29,8 +29,8 @@ JOB = {
     "realm": "r",
 }
 NONE: dict[str, Any] = {"jobs": []}
-KEPT = (200, {"jobs": ["kept"]}, 0)
-NOT_KEPT = (204, b"", 0)
+LEASED = (200, [[0, JOB]], 5)
+NOT_KEPT: tuple[int, Any, int] = (200, [], 0)
 DONE: tuple[int, Any, int] = (200, {}, 0)
 REUSED = {"error": 422, "exception": "ValueError", "message": "reused", "code": "idempotency_key_reused"}
 
@@ -302,70 +302,103 @@ def test_send_key_with_another_method_means_nothing(tmp_path: Path, method: str,
     run(tmp_path, test)
 
 
-def homes(key: str, shards: list[StandIn]) -> tuple[StandIn, list[StandIn]]:
-    """The shard at home under the key, and the others."""
-    number = placement.home(key, len(shards))
-    return shards[number], [shard for index, shard in enumerate(shards) if index != number]
-
-
 BULK = {"jobs": [{"realm_id": realm, "job_id": "j", "queue_id": 0} for realm in "abcdefgh"]}
 
 
-def test_bulk_add_with_key_recalls_then_adds_then_remembers(tmp_path: Path) -> None:
+def test_bulk_add_with_key_tells_every_shard_the_key(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client = await front.connect()
-        home, [other] = homes("k", front.shards)
         for shard in front.shards:
-            shard.answers |= {"recall": NOT_KEPT, "bulk_check": DONE, "bulk_add": DONE, "remember": DONE}
+            shard.answers |= {"bulk_check": DONE, "bulk_add": DONE}
         assert (await client.ask("POST", "/jobs", BULK, "k")).json == {}
-        assert [request.operation for request in home.asked] == ["recall", "bulk_check", "bulk_add", "remember"]
-        assert [request.operation for request in other.asked] == ["bulk_check", "bulk_add"]
-        recall, remember = home.calls("recall")[0], home.calls("remember")[0]
-        assert (recall.realm, recall.params, recall.body) == ("", [], b"")
-        assert (remember.realm, remember.params, remember.body) == ("", [], b"{}")
-        assert recall.once == remember.once
-        assert recall.once[0] == "k"
+        asked = [request for shard in front.shards for request in shard.asked]
+        assert [request.operation for request in asked] == ["bulk_check", "bulk_add"] * 2
+        [(key, _)] = {tuple(request.once) for request in asked}
+        assert key == "k"
 
     run(tmp_path, test, shard_count=2)
 
 
-@pytest.mark.parametrize("target", ["/jobs", "/pull"])
-def test_send_kept_key_over_realms_gives_the_kept_reply_and_does_nothing(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "says"), [("k", "sending it again adds the rest"), (None, "again does no harm while none of them is done")]
+)
+def test_bulk_add_of_which_a_shard_dies_says_what_sending_it_again_does(
+    tmp_path: Path, key: str | None, says: str
+) -> None:
     async def test(front: Frontend) -> None:
-        client, [shard] = await front.connect(), front.shards
-        shard.answers["recall"] = KEPT
-        answer = await client.ask("POST", target, BULK, "k")
-        assert (answer.status, answer.json) == KEPT[:2]
-        assert [request.operation for request in shard.asked] == ["recall"]
+        client, [first, second] = await front.connect(), front.shards
+        for shard in front.shards:
+            shard.answers |= {"bulk_check": DONE}
+        first.answers |= {"bulk_add": DONE}
+        client.send("POST", "/jobs", BULK, key)
+        await second.call("bulk_add")
+        await second.stop()
+        answer = await client.answer()
+        refused(answer, 503, "shard_unavailable")
+        assert answer.json["message"].endswith(says)
 
-    run(tmp_path, test)
+    run(tmp_path, test, shard_count=2)
 
 
-def test_send_reused_key_over_realms_is_refused_and_does_nothing(tmp_path: Path) -> None:
+def leased(*job_ids: str) -> list[tuple[int, dict[str, Any]]]:
+    """What shards say of jobs that were leased, each with its index: the number that is its id."""
+    return [(int(job_id), JOB | {"job_id": job_id}) for job_id in job_ids]
+
+
+def test_pull_with_key_that_came_before_gives_what_all_shards_leased_then_in_order(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [first, second] = await front.connect(), front.shards
+        first.answers["recall"] = (200, leased("3", "0"), 0)
+        second.answers["recall"] = (200, leased("2", "1", "4"), 0)
+        answer = await client.ask("POST", "/pull", {"count": 4}, "k")
+        assert [job["job_id"] for job in answer.json["jobs"]] == ["0", "1", "2", "3"]
+        assert [request.operation for shard in front.shards for request in shard.asked] == ["recall"] * 2
+        [(key, _)] = {tuple(request.once) for shard in front.shards for request in shard.asked}
+        assert key == "k"
+
+    run(tmp_path, test, shard_count=2)
+
+
+def test_pull_with_key_does_without_a_shard_that_is_starting(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [first, second] = await front.connect(), front.shards
+        first.answers["recall"] = NOT_KEPT
+        client.send("POST", "/pull", {}, "k")
+        await second.call("recall")
+        await second.stop()
+        refused(await client.answer(), 503, "shard_unavailable")
+        first.answers["recall"] = (200, leased("0"), 0)
+        assert [job["job_id"] for job in (await client.ask("POST", "/pull", {}, "k")).json["jobs"]] == ["0"]
+
+    run(tmp_path, test, shard_count=2)
+
+
+def test_pull_over_realms_with_reused_key_is_refused_and_leases_nothing(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards
         shard.answers["recall"] = (422, REUSED, 0)
-        refused(await client.ask("POST", "/jobs", BULK, "k"), 422, "idempotency_key_reused")
+        refused(await client.ask("POST", "/pull", {}, "k"), 422, "idempotency_key_reused")
         assert [request.operation for request in shard.asked] == ["recall"]
 
     run(tmp_path, test)
 
 
-def test_send_same_key_twice_at_once_over_realms_has_the_second_wait(tmp_path: Path) -> None:
+def test_pull_over_realms_twice_at_once_under_one_key_has_the_second_wait(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         first, second, [shard] = await front.connect(), await front.connect(), front.shards
-        shard.answers |= {"recall": NOT_KEPT, "remember": DONE, "get_status": DONE}
-        first.send("POST", "/jobs", BULK, "k")
-        adding = await shard.call("bulk_add")
-        second.send("POST", "/jobs", BULK, "k")
+        shard.answers |= {"recall": NOT_KEPT, "get_status": DONE}
+        first.send("POST", "/pull", {}, "k")
+        peeking = await shard.call("peek")
+        second.send("POST", "/pull", {}, "k")
         third = await front.connect()
         await third.ask("GET", "/r/status")  # so the second was read
         assert len(shard.calls("recall")) == 1
-        shard.answers["recall"] = KEPT
-        shard.reply(adding, {})
-        assert (await first.answer()).json == {}
-        assert (await second.answer()).json == KEPT[1]
-        assert len(shard.calls("bulk_add")) == 1
+        pulls_one(shard)
+        shard.answers["recall"] = LEASED
+        shard.reply(peeking, CANDIDATES)
+        assert (await first.answer()).json == {"jobs": [JOB]}
+        assert (await second.answer()).json == {"jobs": [JOB]}
+        assert len(shard.calls("lease_peeked")) == 1
 
     run(tmp_path, test)
 
@@ -385,7 +418,7 @@ def test_reuse_key_over_realms_that_is_under_way_is_refused_at_once(tmp_path: Pa
 def test_wait_again_over_realms_under_one_key_takes_the_place_of_the_first(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         first, second, [shard] = await front.connect(), await front.connect(), front.shards
-        shard.answers |= {"recall": NOT_KEPT, "peek": (200, [], 0), "remember": DONE}
+        shard.answers |= {"recall": NOT_KEPT, "peek": (200, [], 0)}
         first.send("POST", "/pull", {"wait": 60}, "k")
         waits = [await shard.call("wait_ready")]
         second.send("POST", "/pull", {"wait": 60}, "k")
@@ -395,24 +428,25 @@ def test_wait_again_over_realms_under_one_key_takes_the_place_of_the_first(tmp_p
         pulls_one(shard)
         shard.reply(waits[1], {})
         assert (await second.answer()).json == {"jobs": [JOB]}
-        assert json.loads(shard.calls("remember")[0].body) == {"jobs": [JOB]}
-        assert len(shard.calls("remember")) == 1
+        [leasing] = shard.calls("lease_peeked")
+        assert leasing.once == shard.calls("recall")[1].once
 
     run(tmp_path, test)
 
 
-def test_send_same_key_again_over_realms_after_a_refusal_does_the_work(tmp_path: Path) -> None:
+def test_pull_over_realms_that_loses_a_candidate_asks_for_more_and_keeps_the_order(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards
-        full = {"error": 429, "exception": "ConnectionError", "message": "full", "code": "queue_full"}
-        shard.answers |= {"recall": NOT_KEPT, "bulk_add": (429, full, 0), "remember": DONE}
-        answer = await client.ask("POST", "/jobs", BULK, "k")
-        refused(answer, 429, "queue_full")
-        assert answer.headers["retry-after"] == "1"
-        assert shard.calls("remember") == []
-        shard.answers["bulk_add"] = DONE
-        assert (await client.ask("POST", "/jobs", BULK, "k")).status == 200
-        assert len(shard.calls("bulk_add")) == 2
+        client.send("POST", "/pull", {"count": 2})
+        shard.reply(await shard.call("peek"), [[1.0, "r", "a", 0], [2.0, "r", "b", 0]])
+        leasing = await shard.call("lease_peeked")
+        assert leasing.params[0] == [["r", "a", 0, 0], ["r", "b", 0, 1]]
+        shard.reply(leasing, [(1, JOB | {"job_id": "b"})], extra=5)
+        shard.reply(await shard.call("peek", 2), [[3.0, "r", "c", 0]])
+        leasing = await shard.call("lease_peeked", 2)
+        assert leasing.params[0] == [["r", "c", 0, 2]], "after those of the first round, the lost one among them"
+        shard.reply(leasing, [(2, JOB | {"job_id": "c"})], extra=6)
+        assert [job["job_id"] for job in (await client.answer()).json["jobs"]] == ["b", "c"]
 
     run(tmp_path, test)
 
@@ -421,21 +455,10 @@ CANDIDATES = [[1.0, "r", "j", 0]]
 
 
 def pulls_one(shard: StandIn) -> None:
-    shard.answers |= {"peek": (200, CANDIDATES, 0), "lease_peeked": (200, [JOB], 5)}
+    shard.answers |= {"peek": (200, CANDIDATES, 0), "lease_peeked": LEASED}
 
 
-def test_pull_over_realms_whose_reply_can_not_be_kept_is_undone(tmp_path: Path) -> None:
-    async def test(front: Frontend) -> None:
-        client, [shard] = await front.connect(), front.shards
-        pulls_one(shard)
-        shard.answers |= {"recall": NOT_KEPT, "remember": (507, {"code": "storage_full", "message": "full"}, 0)}
-        refused(await client.ask("POST", "/pull", {}, "k"), 503, "shard_unavailable")
-        assert (await shard.call("undo_pull")).params == [5, [["j", 0]], ""]
-
-    run(tmp_path, test)
-
-
-def test_pull_over_realms_with_key_that_gives_nothing_is_not_kept(tmp_path: Path) -> None:
+def test_pull_over_realms_with_key_that_gives_nothing_asks_for_no_more(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards
         shard.answers |= {"recall": NOT_KEPT, "peek": (200, [], 0)}
@@ -445,18 +468,18 @@ def test_pull_over_realms_with_key_that_gives_nothing_is_not_kept(tmp_path: Path
     run(tmp_path, test)
 
 
-def test_pull_over_realms_with_key_for_client_that_is_gone_is_undone_and_not_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["k", None])
+def test_pull_over_realms_for_client_that_is_gone_is_undone(tmp_path: Path, key: str | None) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards
         pulls_one(shard)
-        shard.answers |= {"recall": NOT_KEPT, "remember": DONE}
+        shard.answers |= {"recall": NOT_KEPT}
         del shard.answers["lease_peeked"]
-        client.send("POST", "/pull", {}, "k")
+        client.send("POST", "/pull", {}, key)
         leasing = await shard.call("lease_peeked")
         await front.lose(client)
-        shard.reply(leasing, [JOB], extra=5)
-        assert (await shard.call("undo_pull")).params == [5, [["j", 0]], ""]
-        assert shard.calls("remember") == []
+        shard.reply(leasing, LEASED[1], extra=5)
+        assert (await shard.call("undo_pull")).params == [5, [["j", 0]], key or ""]
 
     run(tmp_path, test)
 
@@ -472,10 +495,10 @@ def test_pull_over_realms_hands_its_filters_on(tmp_path: Path) -> None:
         answer = await client.ask("POST", "/pull", {**body, "lease_time": 2.5, "worker": "w1"})
         assert answer.json == {"jobs": [JOB]}
         assert shard.calls("peek")[0].params == [3, 7, ["r", "s"], [0, "x", 2], ["t"]]
-        assert shard.calls("lease_peeked")[0].params == [[["r", "j", 0]], 2.5, "w1"]
+        assert shard.calls("lease_peeked")[0].params == [[["r", "j", 0, 0]], 2.5, "w1"]
         await client.ask("POST", "/pull")
         assert shard.calls("peek")[1].params == [1, None, None, None, None]
-        assert shard.calls("lease_peeked")[1].params == [[["r", "j", 0]], None, ""]
+        assert shard.calls("lease_peeked")[1].params == [[["r", "j", 0, 0]], None, ""]
 
     run(tmp_path, test)
 

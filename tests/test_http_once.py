@@ -171,7 +171,7 @@ def test_send_at_once_under_one_key_is_done_once(realm: RealmCalls, key: str) ->
 
     def pull(path: str) -> None:
         body = {"realms": [realm.name], "count": 1} if path == "/pull" else {"count": 1}
-        answers.append(everywhere(realm, path, body, key).body)
+        answers.append(everywhere(realm, path, body, key + path).body)
 
     for path in (f"/{realm.name}/pull", "/pull"):
         threads = [threading.Thread(target=pull, args=(path,)) for _ in range(8)]
@@ -269,7 +269,7 @@ def test_reuse_key_over_realms_for_something_else_is_422(realm: RealmCalls, key:
     everywhere(realm, "/pull", body, key).ok()
     answers = [
         everywhere(realm, "/pull", {**body, "count": 1}, key),
-        everywhere(realm, "/jobs", {"jobs": []}, key),
+        everywhere(realm, "/jobs", {"jobs": [{"realm_id": realm.name, "job_id": "c", "queue_id": 0}]}, key),
     ]
     for answer in answers:
         answer.refused(422, "ValueError", "idempotency_key_reused")

@@ -97,7 +97,8 @@ ARROWS: dict[str, str] = {
     ),
     "shards.relocation": "errors placement shards.changes shards.store shards.*_store",
     "shards.replies": "errors shards.actor shards.changes shards.commands.call",
-    "shards.actor": "errors placement protocol shards.commands.call shards.realm",
+    "shards.actor": "errors protocol shards.commands.call shards.realm",
+    "shards.several": "placement shards.actor shards.realm shards.replies",
     "shards.waiting": "shards.actor shards.commands.call shards.heap",
     "shards.waking": (
         "errors protocol shards.actor shards.archive shards.commands.call shards.leasing shards.realm shards.replies"
@@ -119,8 +120,8 @@ ARROWS: dict[str, str] = {
     "shards.shard": (
         "errors placement protocol shards.actor shards.agenda shards.archive shards.changes shards.chores"
         " shards.commands shards.commands.call shards.events shards.internal shards.loader shards.mailboxes"
-        " shards.moves shards.moving shards.realm shards.replies shards.stats shards.store shards.sweeps shards.tasks"
-        " shards.waking"
+        " shards.moves shards.moving shards.realm shards.replies shards.several shards.stats shards.store shards.sweeps"
+        " shards.tasks shards.waking"
     ),
     "shards.full": "errors protocol shards.actor shards.commands shards.shard",
     "shards.process": (
@@ -134,8 +135,8 @@ PURE = (
     "bodies errors names placement protocol shards.actor shards.adding shards.agenda shards.archive shards.changes"
     " shards.commands* shards.configuring shards.data shards.endings shards.finishing shards.gates shards.heap"
     " shards.invariants shards.job shards.leasing shards.limits shards.listing shards.loader shards.new_jobs"
-    " shards.operating shards.queue shards.realm shards.replies shards.roll shards.rows shards.settings shards.sweeps"
-    " shards.tags shards.waiting shards.waking"
+    " shards.operating shards.queue shards.realm shards.replies shards.roll shards.rows shards.settings shards.several"
+    " shards.sweeps shards.tags shards.waiting shards.waking"
 )
 IMPURE = frozenset(
     "asyncio concurrent datetime io logging multiprocessing os pathlib random secrets select selectors signal socket"

@@ -636,7 +636,7 @@ class RealmAndModel(RuleBasedStateMachine):
         self.keys, self.changes = Keys(loaded.mark.next_key), Changes()
         loader = Loader(self.keys, self.changes, lambda: CHANCE)
         loader.add_all(loaded)
-        realms = loader.finish(self.now, loaded.mark.clock)
+        realms = loader.finish(self.now)
         assert len(realms) <= 1
         self.realm = realms[0] if realms else self.new_realm()
         self.model.settle(self.now)

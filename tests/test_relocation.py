@@ -120,7 +120,7 @@ def contents(data_dir: Path) -> dict[int, dict[str, Any]]:
         keys = Keys(loaded.mark.next_key)
         loader = Loader(keys, Changes(), lambda: 0.5)
         loader.add_all(loaded)
-        realms = loader.finish(NOW, loaded.mark.clock)
+        realms = loader.finish(NOW)
         assert len({realm.name for realm in realms}) == len(realms), "a realm is in a file once"
         for realm in realms:
             for row in [realm, *realm.queues.values(), *realm.jobs.values()]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from shard_rig import HOME_0, NOW, A, B, Rig, ids, move
+from shard_rig import HOME_0, NOW, A, B, Rig, bulk, ids, move
 
 from restq.shards import replies
 from restq.shards.commands import batches
@@ -208,6 +208,127 @@ def test_pull_that_was_given_again_is_not_undone(rig: Rig) -> None:
     assert post(rig, A, ("pull", [], {})).body == first.body
 
 
+# -- over several realms ---------------------------------------------------------------------------------------------
+
+ADDED = ("bulk_add", [[0, 1, 2]], bulk((A, "x", 1), (B, "y", 2), (A, "z", 3)))
+
+
+def recalled(rig: Rig, once: tuple[str, str] = KEY) -> list[tuple[int, str, str]]:
+    """What the pull over several realms is given when it comes again: index, job id and lease id, in their order."""
+    return sorted((index, job["job_id"], job["lease_id"]) for index, job in rig.ask("recall", "", [], b"", once))
+
+
+def lease_over_realms(
+    rig: Rig, *candidates: tuple[str, str, int], once: tuple[str, str] = KEY
+) -> list[tuple[int, str]]:
+    """Lease these (realm, job id, index), each out of queue 0; returns index and lease id of each."""
+    params = [[[realm, job_id, 0, index] for realm, job_id, index in candidates], 30, "w"]
+    return [(index, job["lease_id"]) for index, job in rig.ask("lease_peeked", "", params, b"", once)]
+
+
+def test_bulk_add_again_adds_nothing_though_its_jobs_are_done(rig: Rig) -> None:
+    operation, params, body = ADDED
+    rig.ask(operation, "", params, body, KEY)
+    rig.ask("ack", A, [], {"leases": rig.leases(A, 2)})
+    rig.ask("ack", B, [], {"leases": rig.leases(B)})
+    before = rig.rows()
+    for _ in range(2):
+        assert rig.ask("bulk_check", "", params, body, KEY) == rig.ask(operation, "", params, body, KEY) == {}
+        assert rig.rows() == before
+        rig.start()
+
+
+def test_bulk_add_again_adds_what_is_missing(rig: Rig) -> None:
+    operation, params, body = ADDED
+    rig.ask(operation, "", [[0, 2]], bulk((A, "x", 1), (A, "z", 3)), KEY)  # and then another shard died
+    rig.ask("remove_job", A, ["x"])
+    rig.ask(operation, "", params, body, KEY)
+    assert (rig.ids(A), rig.ids(B)) == (["z"], ["y"])
+
+
+def test_bulk_add_again_is_not_checked_where_it_is_done(rig: Rig) -> None:
+    operation, params, body = ADDED
+    rig.ask(operation, "", params, body, KEY)
+    rig.ask("remove_job", A, ["x"])
+    rig.add(A, "x", data="another")
+    rig.ask("configure", A, [], {"max_jobs": 1})
+    assert rig.reply_to("bulk_check", "", params, body, ("another key", "digest")).status == 409
+    assert rig.reply_to("bulk_check", "", params, body, KEY).status == 200
+    assert rig.reply_to(operation, "", params, body, KEY).status == 200
+
+
+def test_bulk_add_that_is_refused_is_kept_nowhere(rig: Rig) -> None:
+    operation, params, body = ADDED
+    rig.add(B, "y", data="another")
+    before = rig.rows()
+    assert rig.reply_to(operation, "", params, body, KEY).status == 409
+    assert rig.rows() == before
+
+
+def test_bulk_add_under_key_of_another_request_is_refused_and_adds_nothing(rig: Rig) -> None:
+    operation, params, body = ADDED
+    post(rig, B, ("configure_2013", [], {"default_lease_time": 33}), OTHER)
+    before = rig.rows()
+    for asked in ("bulk_check", operation):
+        refused = rig.reply_to(asked, "", params, body, KEY)
+        assert (refused.status, json.loads(refused.body)["code"]) == (422, "idempotency_key_reused")
+    assert rig.rows() == before
+
+
+def test_pull_over_realms_again_is_given_what_it_leased(rig: Rig) -> None:
+    rig.add(A, "x", "y")
+    rig.add(B, "z")
+    assert recalled(rig) == []
+    first = lease_over_realms(rig, (A, "x", 0), (B, "z", 1), (B, "never", 2))
+    second = lease_over_realms(rig, (A, "y", 3))
+    leases = dict(first + second)
+    expected = [(0, "x", leases[0]), (1, "z", leases[1]), (3, "y", leases[3])]
+    for _ in range(2):
+        assert recalled(rig) == expected
+        assert recalled(rig, ("another key", "digest")) == []
+        assert rig.reply_to("recall", "", [], b"", OTHER).status == 422
+        rig.start()
+    rig.run_until(NOW + KEPT_SECONDS + 10)
+    assert kept(rig) == []
+    assert recalled(rig) == []
+
+
+def test_pull_over_realms_that_was_undone_is_not_given_again(rig: Rig) -> None:
+    rig.add(A, "x")
+    rig.add(B, "y")
+    [(_, lease), _] = lease_over_realms(rig, (A, "x", 0), (B, "y", 1))
+    rig.ask("undo_pull", A, [int(lease.split("-")[0]), [["x", 0]], KEY[0]])
+    assert [job_id for _, job_id, _ in recalled(rig)] == ["y"]
+    assert rig.list(A)[0]["queues"][0]["state"] == "ready"
+
+
+def test_pull_over_realms_that_was_given_again_is_not_undone(rig: Rig) -> None:
+    rig.add(A, "x")
+    [(_, lease)] = lease_over_realms(rig, (A, "x", 0))
+    given = recalled(rig)
+    rig.ask("undo_pull", A, [int(lease.split("-")[0]), [["x", 0]], KEY[0]])
+    assert recalled(rig) == given == [(0, "x", lease)]
+    assert rig.ask("ack", A, [], {"leases": [lease]})["acked"] == [lease]
+
+
+def test_pull_over_realms_is_given_again_where_its_realm_moved_to() -> None:
+    source, target = Rig(0, 2), Rig(1, 2)
+    source.add(HOME_0, "x")
+    [(_, lease)] = lease_over_realms(source, (HOME_0, "x", 0))
+    move(source, target, HOME_0)
+    assert recalled(source) == []
+    assert recalled(target) == [(0, "x", lease)]
+    assert target.ask("ack", HOME_0, [], {"leases": [lease]})["acked"] == [lease]
+
+
+def test_pull_over_realms_is_not_given_again_once_its_realm_is_deleted(rig: Rig) -> None:
+    rig.add(A, "x")
+    lease_over_realms(rig, (A, "x", 0))
+    rig.ask("delete_realm", A)
+    rig.add(A, "x")
+    assert recalled(rig) == []
+
+
 # -- how long, and how many ------------------------------------------------------------------------------------------
 
 
@@ -275,18 +396,6 @@ def test_reply_that_moved_in_is_forgotten_in_time(rig: Rig) -> None:
     for rig in (source, target):
         rig.run_until(NOW + KEPT_SECONDS + 10)
         assert kept(rig) == []
-
-
-def test_reply_to_request_over_realms_is_kept_and_forgotten(rig: Rig) -> None:
-    assert rig.reply_to("recall", "", [], b"", KEY).status == 204
-    rig.ask("remember", "", [], b'{"jobs": []}', KEY)
-    for _ in range(2):
-        assert rig.reply_to("recall", "", [], b"", KEY).body == b'{"jobs": []}'
-        assert rig.reply_to("recall", "", [], b"", OTHER).status == 422
-        rig.start()
-    rig.run_until(NOW + KEPT_SECONDS + 10)
-    assert kept(rig) == []
-    assert rig.reply_to("recall", "", [], b"", KEY).status == 204
 
 
 def configured(rig: Rig, number: int, **said: Any) -> None:

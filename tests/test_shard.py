@@ -261,8 +261,11 @@ def test_peek_over_realms_leases_nothing_and_lease_takes_just_the_chosen(rig: Ri
     assert sorted(peeked) == [[NOW, A, "x", 1], [NOW + 1, B, "y", 0]]
     assert rig.ask("peek", "", [10, None, [B, C], None, None]) == [[NOW + 1, B, "y", 0], [NOW + 1, B, "z", 5]]
     assert sorted(rig.ask("peek", "", [10, 1, None, None, None])) == sorted(peeked)
-    reply = rig.reply_to("lease_peeked", "", [[[A, "x", 1], [C, "never", 0], [A, "x", 9], [A, "x", 1]], None, ""])
-    first, *others = json.loads(reply.body)
+    reply = rig.reply_to(
+        "lease_peeked", "", [[[A, "x", 9, 0], [A, "x", 1, 1], [C, "never", 0, 2], [A, "x", 1, 3]], None, ""]
+    )
+    [[index, first]] = json.loads(reply.body)
+    assert index == 1
     assert first == {
         "job_id": "x",
         "queue_id": 1,
@@ -273,7 +276,6 @@ def test_peek_over_realms_leases_nothing_and_lease_takes_just_the_chosen(rig: Ri
         "lease_expires_at": NOW + 601,
         "realm": A,
     }
-    assert others == [None, None, None]
     assert reply.extra > 0
     assert rig.ask("pull_2013", A, [None, None]) == {}
     assert list(rig.ask("pull_2013", B, [5, None])) == ["y", "z"]
@@ -287,10 +289,10 @@ def test_peek_leaves_out_realm_that_is_held(rig: Rig) -> None:
     rig.send("clear_queue", A, ["0"])
     rig.turn()
     peek = rig.send("peek", "", [1, None, None, None, None])
-    lease = rig.send("lease_peeked", "", [[[A, "job 50", 0], [B, "y", 0]], None, ""])
+    lease = rig.send("lease_peeked", "", [[[A, "job 50", 0, 0], [B, "y", 0, 1]], None, ""])
     rig.turn()
     assert [found[1] for found in json.loads(rig.replies[peek].body)] == [B]
-    assert [found and found["realm"] for found in json.loads(rig.replies[lease].body)] == [None, B]
+    assert [(index, job["realm"]) for index, job in json.loads(rig.replies[lease].body)] == [(1, B)]
 
 
 def test_get_stats_counts_realms_and_errors(rig: Rig) -> None:

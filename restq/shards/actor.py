@@ -1,16 +1,15 @@
-"""An actor: a realm with its mailbox, the messages in it, and how one message reaches several realms."""
+"""An actor: a realm with its mailbox, and the messages in it."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from restq.errors import RestqError
-from restq.placement import Placement
 from restq.protocol import MOVED, Reply
 from restq.shards.commands.call import Work
 from restq.shards.realm import Realm
@@ -75,42 +74,6 @@ class Elsewhere(Exception):
     def reply(self, request_id: int) -> Reply:
         """What tells a front end where to ask."""
         return Reply(request_id, MOVED, self.realm.encode(), self.shard)
-
-
-class Several:
-    """The realms of a shard, to an operation on more than one: it asks for all it needs before it changes any."""
-
-    def __init__(
-        self, index: int, placement: Placement, actors: Mapping[str, Actor], new_realm: Callable[[str], Realm]
-    ) -> None:
-        self._index = index
-        self._placement = placement
-        self._actors = actors
-        self._new_realm = new_realm
-        self.touched: dict[str, Realm] = {}  # what was given: some may come to be
-
-    def get(self, name: str) -> Realm:
-        """The realm, an empty one if there is none. Raises Held, or Elsewhere."""
-        if not self.is_free(name):
-            raise Held
-        realm = self.touched.get(name)
-        if realm is None:
-            actor = self._actors.get(name)
-            realm = actor.realm if actor is not None else None
-            realm = self.touched[name] = realm or self._new_realm(name)
-        return realm
-
-    def is_free(self, name: str) -> bool:
-        """Whether no task holds the realm. Raises Elsewhere."""
-        owner = self._placement.shard_of(name)
-        if owner != self._index:
-            raise Elsewhere(name, owner)
-        actor = self._actors.get(name)
-        return actor is None or not actor.held
-
-    def names(self) -> list[str]:
-        """The realms that exist here."""
-        return [name for name, actor in self._actors.items() if actor.realm is not None]
 
 
 class _Nobody:

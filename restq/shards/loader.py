@@ -115,8 +115,8 @@ class Loader:
             tags = self._tags[text] = tuple(json.loads(text))
         return tags
 
-    def finish(self, now: float, clock: float) -> list[Realm]:
-        """All is fed: have it as of `now`, where what was fed was so at `clock`. Returns the realms."""
+    def finish(self, now: float) -> list[Realm]:
+        """All is fed: have it as of `now`. Returns the realms."""
         for realm in self._realms.values():
             realm.clock = now
             realm.roll.restore(sorted(realm.jobs.values(), key=lambda job: job.key))

@@ -117,7 +117,7 @@ class Arrivals:
             return HAVE
         earlier = self._arriving.pop(row.name, None)
         if earlier is not None:
-            earlier.loader.finish(now, now)
+            earlier.loader.finish(now)
             self._discard(earlier.realm)
         # No number of the source may be given out here again: leases are proven by them.
         first = max(self._keys.next_key, next_key)
@@ -165,14 +165,14 @@ class Arrivals:
         """All of it came: with the commit of this, it counts."""
         loader, realm, _ = self._arrival(params[0])
         del self._arriving[params[0]]
-        loader.finish(now, now)
+        loader.finish(now)
         self._admit(realm)
         return HAVE
 
     def forget(self) -> None:
         """Memory goes back to the store; who was sending will begin again."""
         for arrival in self._arriving.values():
-            arrival.loader.finish(0.0, 0.0)
+            arrival.loader.finish(0.0)
             dissolve(arrival.realm)
         self._arriving.clear()
 

@@ -1,5 +1,8 @@
 """Replies that are kept for a while under the idempotency key of their request: the same request again gets them again.
 
+Each belongs to the realm in which the request did something, and is kept in the very commit of what it did. A request
+on several realms leaves a part in each: what it did there is not done again, whatever became of the rest.
+
 Memory holds what is needed to find them, the file their bodies. Bounded by age, number and bytes: what is forgotten
 first is what was to be kept the shortest.
 """
@@ -37,88 +40,97 @@ class Replies:
     def __init__(self, keys: Keys, changes: Changes) -> None:
         self._keys = keys
         self._changes = changes
-        self._kept: dict[tuple[int, str], _Kept] = {}
+        self._kept: dict[tuple[int, str], tuple[_Kept, ...]] = {}  # nearly always one
         self._by_until: list[tuple[float, int, tuple[int, str]]] = []
+        self._count = 0
         self._bytes = 0
-        self._given_again: set[tuple[int, str]] = set()
+        self._given_again: set[int] = set()  # row keys
 
     @property
     def count(self) -> int:
         """How many are kept."""
-        return len(self._kept)
+        return self._count
 
     def load(self, rows: Iterable[KeptRow]) -> None:
         """Be what the store holds, and no more."""
         self._kept.clear()
         self._by_until.clear()
         self._given_again.clear()
-        self._bytes = 0
+        self._count = self._bytes = 0
         for key, realm, name, digest, until, size in rows:
             self.add(key, realm, name, digest, until, size)
 
     def add(self, key: int, realm: int, name: str, digest: str, until: float, size: int) -> None:
         """Know of a reply whose row is noted already, and which for all we know was given again before."""
-        self._given_again.add((realm, name))
-        self._kept[realm, name] = _Kept(key, digest, until, size)
-        self._bytes += size
-        heapq.heappush(self._by_until, (until, key, (realm, name)))
+        self._put((realm, name), _Kept(key, digest, until, size))
+        self._given_again.add(key)
 
-    def find(self, realm: int, once: Sequence[str], now: float) -> int | None:
-        """The row of the reply that this very request got; None where it is new. Raises IdempotencyKeyReused."""
+    def _put(self, place: tuple[int, str], kept: _Kept) -> None:
+        self._kept[place] = (*self._kept.get(place, ()), kept)
+        self._count += 1
+        self._bytes += kept.size
+        heapq.heappush(self._by_until, (kept.until, kept.key, place))
+
+    def find(self, realm: int, once: Sequence[str], now: float) -> list[int]:
+        """The rows that this very request left in the realm; none where it is new. Raises IdempotencyKeyReused.
+
+        From now on they count, whatever becomes of the first request: see `was_given_again`.
+        """
         name, digest = once
-        kept = self._kept.get((realm, name))
-        if kept is None or kept.until <= now:
-            return None
-        if kept.digest != digest:
+        found = [kept for kept in self._kept.get((realm, name), ()) if kept.until > now]
+        if any(kept.digest != digest for kept in found):
             raise IdempotencyKeyReused(
                 f"the idempotency key {name!r} was used for another request a short while ago", "Idempotency-Key"
             )
-        self._given_again.add((realm, name))
-        return kept.key
+        keys = [kept.key for kept in found]
+        self._given_again.update(keys)
+        return keys
 
     def was_given_again(self, realm: int, name: str) -> bool:
         """Whether the request came once more and got this reply: then it counts, whatever became of the first."""
-        return (realm, name) in self._given_again
+        return any(kept.key in self._given_again for kept in self._kept.get((realm, name), ()))
 
     def note(self, realm: int, mail: Mail, done: Done, now: float) -> None:
         """Keep the reply to a request with a key. A pull that gave nothing did nothing: it is tried anew."""
         if done.lease or mail.operation != "pull":
+            self.forget(realm, mail.once[0])
             self.keep(realm, mail.once, done.body, now, done.held_until)
 
     def keep(self, realm: int, once: Sequence[str], body: bytes, now: float, held_until: float = 0.0) -> None:
-        """Keep the reply to a request, `held_until` if its leases last longer than others are kept."""
+        """Keep what a request did in a realm, `held_until` if its leases last longer than others are kept."""
         name, digest = once
-        self.forget(realm, name)
         key, until = self._keys.take(), max(now + KEPT_SECONDS, min(held_until, now + HELD_SECONDS_MAX))
         self._changes.replies[key] = ReplyRow(key, realm, name, digest, until, body)
-        self.add(key, realm, name, digest, until, len(body))
-        self._given_again.discard((realm, name))
+        self._put((realm, name), _Kept(key, digest, until, len(body)))
 
     def forget(self, realm: int, name: str) -> None:
-        """Keep the reply to this request no longer, if it is kept."""
-        kept = self._kept.pop((realm, name), None)
-        self._given_again.discard((realm, name))
-        if kept is not None:
-            self._bytes -= kept.size
-            self._changes.replies[kept.key] = None
+        """Keep what a request left in this realm no longer."""
+        for kept in self._kept.get((realm, name), ()):
+            self._drop((realm, name), kept)
+
+    def _drop(self, place: tuple[int, str], dropped: _Kept) -> None:
+        left = tuple(kept for kept in self._kept[place] if kept.key != dropped.key)
+        if left:
+            self._kept[place] = left
+        else:
+            del self._kept[place]
+        self._count -= 1
+        self._bytes -= dropped.size
+        self._given_again.discard(dropped.key)
+        self._changes.replies[dropped.key] = None
 
     def sweep(self, now: float, count: int) -> None:
         """Forget what was kept long enough, or does not fit: up to so many."""
         for _ in range(count):
-            if not self._by_until:
+            if not self.is_due(now):
                 return
-            until, key, place = self._by_until[0]
-            kept = self._kept.get(place)
-            if kept is None or kept.key != key:  # forgotten before
-                heapq.heappop(self._by_until)
-            elif until <= now or len(self._kept) > KEPT_COUNT_MAX or self._bytes > KEPT_BYTES_MAX:
-                heapq.heappop(self._by_until)
-                self.forget(*place)
-            else:
-                return
+            _, key, place = heapq.heappop(self._by_until)
+            for kept in self._kept.get(place, ()):
+                if kept.key == key:  # else it was forgotten before
+                    self._drop(place, kept)
 
     def is_due(self, now: float) -> bool:
         """Whether a sweep would find something."""
         return bool(self._by_until) and (
-            self._by_until[0][0] <= now or len(self._kept) > KEPT_COUNT_MAX or self._bytes > KEPT_BYTES_MAX
+            self._by_until[0][0] <= now or self._count > KEPT_COUNT_MAX or self._bytes > KEPT_BYTES_MAX
         )

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from restq.errors import InternalError, Overloaded, RestqError, StorageFull
 from restq.placement import Placement, home
 from restq.protocol import MOVED, Reply
-from restq.shards.actor import Actor, Elsewhere, Held, Mail, Several, refusal
+from restq.shards.actor import Actor, Elsewhere, Held, Mail, refusal
 from restq.shards.agenda import Agenda
 from restq.shards.archive import Archive, Reading
 from restq.shards.changes import Changes, Keys
@@ -41,6 +41,7 @@ from restq.shards.moves import Moves
 from restq.shards.moving import ARRIVAL_OPERATIONS, Arrivals
 from restq.shards.realm import Realm
 from restq.shards.replies import Replies
+from restq.shards.several import Several
 from restq.shards.stats import Stats
 from restq.shards.store import Loaded, Mark, StoreFailed
 from restq.shards.sweeps import dissolve
@@ -110,7 +111,7 @@ class Shard:
         loader = self.new_loader()
         loader.add_all(loaded)
         self.replies.load(loaded.replies)
-        for realm in loader.finish(now, loaded.mark.clock):
+        for realm in loader.finish(now):
             self.take_in(realm)
         known = {row.key for row in loaded.realms}
         keeps = bool(loaded.replies or loaded.result_counts)
@@ -223,6 +224,8 @@ class Shard:
         try:
             if mail.operation not in _OPERATIONS:
                 raise InternalError(f"there is no operation {mail.operation!r}")
+            if mail.sender.is_gone and mail.operation in PULLING:
+                return Reply(mail.request_id, 200, NOTHING)  # leased to nobody, jobs would only wait for their leases
             if self.full and mail.operation not in READING:
                 raise StorageFull("there is no room left on the disk: nothing was done")
             if not mail.realm:
@@ -252,12 +255,10 @@ class Shard:
             self._is_over = True
             raise Held
         self.waking.check(mail)
-        if mail.once and (kept := self.replies.find(realm.key, mail.once, self._now)) is not None:
-            body = self.archive.reply(kept)
+        if mail.once and (kept := self.replies.find(realm.key, mail.once, self._now)):
+            body = self.archive.reply(kept[0])
             if body is not None:
                 return Reply(mail.request_id, 200, body)
-        if mail.sender.is_gone and mail.operation in PULLING:
-            return Reply(mail.request_id, 200, NOTHING)  # leased to nobody, its jobs would only wait for their leases
         if mail.operation == "undo_pull" and (key := "".join(mail.params[2:])):
             if self.replies.was_given_again(realm.key, key):
                 return Reply(mail.request_id, 200, NOTHING)
@@ -322,7 +323,7 @@ class Shard:
         if mail.operation in ARRIVAL_OPERATIONS:
             body = ARRIVAL_OPERATIONS[mail.operation](self._arrivals, mail.params, call.now)
             return Reply(mail.request_id, 200, body)
-        several = self.several()
+        several = self.several(mail.once)
         try:
             done = SHARD_OPERATIONS[mail.operation](several, call)
             return Reply(mail.request_id, 200, done.body, done.lease)
@@ -340,9 +341,10 @@ class Shard:
             return wait_on(self, mail, call)
         return INTERNAL_OPERATIONS[mail.operation](self, mail, call)
 
-    def several(self) -> Several:
-        """The realms of this shard, to what concerns more than one of them."""
-        return Several(self.index, self.placement, self.mailboxes.actors, self._new_realm)
+    def several(self, once: Sequence[str] = ()) -> Several:
+        """The realms of this shard, to a request, perhaps with a key, on more than one of them."""
+        actors, call = self.mailboxes.actors, (once, self._now)
+        return Several(self.index, self.placement, actors, self._new_realm, self.replies, call)
 
     def realms(self) -> Iterator[Realm]:
         """The realms that exist here."""

@@ -10,7 +10,6 @@ from restq.pipe import Pipe
 from restq.placement import Placement
 from restq.web.calls import Operation
 from restq.web.everywhere import Everywhere
-from restq.web.once import Once
 from restq.web.pulls import Pulls
 from restq.web.shards import Shards
 
@@ -23,7 +22,6 @@ class App:
 
     def __init__(self, pipes: Sequence[Pipe], placement: Placement, body_bytes_max: int, debug: bool = False) -> None:
         self.shards = Shards(pipes, placement)
-        self.once = Once(self.shards)
         self.everywhere: dict[str, Operation] = {
             **Everywhere(self.shards).operations,
             **Pulls(self.shards).operations,

@@ -10,11 +10,15 @@ from restq.names import QueueId
 
 
 class Call(NamedTuple):
-    """What was asked. `left` is done once nobody wants to wait any longer: then what there is is the answer."""
+    """What was asked. `left` is done once nobody wants to wait any longer: then what there is is the answer.
+
+    `once` is its idempotency key and the digest of what is asked under it; empty where it came without one.
+    """
 
     query: list[str | None]
     body: bytes
     left: asyncio.Future[None]
+    once: Sequence[str] = ()
 
 
 class Lease(NamedTuple):
@@ -26,12 +30,11 @@ class Lease(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A response, the leases that it hands out, and whether it is kept under its idempotency key."""
+    """A response, and the leases that it hands out."""
 
     body: bytes
     leases: Sequence[Lease] = ()
     content_type: str = "application/json"
-    is_kept: bool = True
 
 
 NOTHING = Outcome(b"{}")

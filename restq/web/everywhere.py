@@ -72,11 +72,11 @@ class Everywhere:
             }
             try:
                 if len(adds) > 1:
-                    await self._shards.ask({shard: ("bulk_check", *add[1:]) for shard, add in adds.items()})
+                    await self._shards.ask({shard: ("bulk_check", *add[1:]) for shard, add in adds.items()}, call.once)
             except RealmMoved:
                 continue
             try:
-                await self._shards.ask(adds)
+                await self._shards.ask(adds, call.once)
             except RealmMoved as moved:
                 left = [entry for shard, group in groups.items() if shard not in moved.done for entry in group]
                 continue
@@ -85,10 +85,11 @@ class Everywhere:
             except (ShardUnavailable, StorageFull) as lost:
                 if len(adds) == 1:
                     raise
-                told = f"{lost.message}; jobs of other shards may have been added, and adding them again does no harm"
+                again = "adds the rest" if call.once else "does no harm while none of them is done"
+                told = f"{lost.message}; jobs of other shards may have been added, and sending it again {again}"
                 raise type(lost)(told) from None
             return NOTHING
-        raise ShardUnavailable("a realm is on the move; adding the same jobs again does no harm, try again")
+        raise ShardUnavailable("a realm is on the move; some jobs may have been added, try again")
 
     async def bulk_remove(self, call: Call) -> Outcome:
         """DELETE /jobs."""

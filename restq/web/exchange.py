@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -61,7 +61,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._route = routes.Route("")
         self._realm = ""
         self._call: tuple[str, list[Any], bytes] = ("", [], b"")
-        self._once: tuple[str, str] | None = None  # the idempotency key and the digest of what is asked under it
+        self._once: Sequence[str] = ()  # the idempotency key and the digest of what is asked under it
         self._hops = 0
         self._is_open = False
         self._has_left = False  # it is to wait no longer
@@ -153,7 +153,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if found.route.waits:
                 self._wait(partial(_set_done, left))
-            self._app.run(self._ask_everywhere(everywhere, Call(found.query, body, left)))
+            self._app.run(self._ask_everywhere(everywhere, Call(found.query, body, left, self._once)))
             return
         if found.route.streams:
             self._app.run(self._stream(found.ids[0] if found.ids else None))
@@ -170,7 +170,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     def _ask(self) -> None:
         operation, params, body = self._call
         pipe = self._app.shards.pipe_of(self._realm)
-        future = pipe.call(operation, self._realm, params, body, self._once or (), self._route.waits)
+        future = pipe.call(operation, self._realm, params, body, self._once, self._route.waits)
         future.add_done_callback(self._replied)
         if self._route.waits:
             self._wait(partial(pipe.leave, future))
@@ -223,7 +223,11 @@ class Exchange(httputil.HTTPMessageDelegate):
             pairs = [(job_id, queue_id) for job_id, (queue_id, _) in decoded.items()]
         else:
             pairs = [(job["job_id"], job["queue_id"]) for job in decoded["jobs"]]
-        self._app.shards.undo(Lease(self._realm, reply.extra, pairs), self._once[0] if self._once else "")
+        self._app.shards.undo(Lease(self._realm, reply.extra, pairs), self._key)
+
+    @property
+    def _key(self) -> str:
+        return self._once[0] if self._once else ""
 
     async def _stream(self, realm: str | None) -> None:
         """Tell the client what happens until it is gone; to HTTP this is one long reply."""
@@ -245,20 +249,14 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     async def _ask_everywhere(self, operation: Operation, call: Call) -> None:
         try:
-            if self._once:
-                outcome = await self._app.once.ask(self._once, partial(operation, call), self._is_gone, self.leave)
-            else:
-                outcome = await operation(call)
+            outcome = await operation(call)
         except Exception as error:
             self._refuse_any(error)
         else:
-            if self._is_gone():
+            if self._connection.stream.closed():
                 for lease in outcome.leases:
-                    self._app.shards.undo(lease)
+                    self._app.shards.undo(lease, self._key)
             self._respond(200, outcome.body, outcome.content_type)
-
-    def _is_gone(self) -> bool:
-        return self._connection.stream.closed()
 
     # -- answering -----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 Each shard is first asked for its candidates, which leases nothing; the best over all are picked, and then exactly
 those are leased: so a pull never leases a job that it does not return. One that waits asks the shards to tell it once
-they have something, and then pulls again.
+they have something, and then pulls again. Under an idempotency key, the shards are first asked what they leased for it
+before; while one of them is starting again, what it leased waits there for its leases to end.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from restq.errors import RestqError, ShardUnavailable
 from restq.names import QueueId
 from restq.protocol import MOVED, Reply
 from restq.web.calls import Call, Lease, Operation, Outcome
+from restq.web.once import Once
 from restq.web.shards import ATTEMPTS_MAX, RealmMoved, Shards
 
 ROUNDS_MAX = 4  # a pull asks again where others took its candidates meanwhile
@@ -69,7 +71,7 @@ class Pulled(NamedTuple):
 
 
 _read_pull = bodies.reader(PullEverywhere)
-_read_leased = msgspec.json.Decoder(list[LeasedJob | None]).decode
+_read_leased = msgspec.json.Decoder(list[tuple[int, LeasedJob]]).decode
 
 
 class Pulls:
@@ -77,6 +79,7 @@ class Pulls:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
+        self._once = Once()
         self.operations: dict[str, Operation] = {"pull_everywhere_2013": self.pull_2013, "pull_everywhere": self.pull}
 
     async def pull_2013(self, call: Call) -> Outcome:
@@ -91,17 +94,32 @@ class Pulls:
         """POST /pull."""
         body = _read_pull(call.body or b"{}")
         wanted = _wanted(body)
-        ends_at = asyncio.get_running_loop().time() + (bodies.wait(body.wait) if wanted.job_count else 0)
-        jobs, leases = await self._pull(wanted)
+        wait = bodies.wait(body.wait) if wanted.job_count else 0
+        if not call.once:
+            return await self._pull_waiting(wanted, wait, call)
+        async with self._once.turn(call.once, call.left):
+            jobs = await self._recall(wanted, call.once)
+            return Outcome(encode({"jobs": jobs})) if jobs else await self._pull_waiting(wanted, wait, call)
+
+    async def _recall(self, wanted: Wanted, once: Sequence[str]) -> list[LeasedJob]:
+        """What this very pull leased when it came before."""
+        replies = await self._shards.ask({shard: ("recall", [], b"") for shard in self._shards.connected()}, once)
+        found = sorted((entry for reply in replies.values() for entry in _read_leased(reply.body)), key=_index)
+        return [job for _, job in found[: wanted.job_count]]
+
+    async def _pull_waiting(self, wanted: Wanted, wait: float, call: Call) -> Outcome:
+        ends_at = asyncio.get_running_loop().time() + wait
+        jobs, leases = await self._pull(wanted, call.once)
         while not jobs and await self._ready(wanted, ends_at, call.left):
-            jobs, leases = await self._pull(wanted)
+            jobs, leases = await self._pull(wanted, call.once)
             if not jobs:
                 await _wait([call.left], PAUSE_SECONDS)
-        return Outcome(encode({"jobs": jobs}), leases, is_kept=bool(jobs))  # one in vain did nothing: it is tried anew
+        return Outcome(encode({"jobs": jobs}), leases)
 
-    async def _pull(self, wanted: Wanted) -> Pulled:
+    async def _pull(self, wanted: Wanted, once: Sequence[str] = ()) -> Pulled:
         pulled: dict[str, LeasedJob] = {}
         pairs: dict[tuple[str, int], list[tuple[str, names.QueueId]]] = {}
+        asked_count = 0
         for _ in range(ROUNDS_MAX):
             count = wanted.job_count - len(pulled)
             try:
@@ -113,15 +131,12 @@ class Pulls:
             best = [candidate for candidate in found if candidate[2] not in pulled][:count]
             if not best or count < 1:
                 break
-            lost = False
-            leased = await self._lease(best, wanted)
-            for candidate, (job, number) in zip(best, leased, strict=True):
-                if job is None:
-                    lost = True
-                    continue
-                pulled[candidate[2]] = job
+            leased = await self._lease(dict(enumerate(best, asked_count)), wanted, once)
+            asked_count += len(best)
+            for _, (job, number) in sorted(leased.items()):
+                pulled[job.job_id] = job
                 pairs.setdefault((job.realm, number), []).append((job.job_id, job.queue_id))
-            if not lost:
+            if len(leased) == len(best):
                 break
         leases = [Lease(realm, number, leased) for (realm, number), leased in pairs.items()]
         return Pulled(list(pulled.values()), leases)
@@ -154,18 +169,19 @@ class Pulls:
             return list(best.values())
         raise ShardUnavailable("a realm is on the move; nothing was leased, try again")
 
-    async def _lease(self, best: list[list[Any]], wanted: Wanted) -> list[tuple[LeasedJob | None, int]]:
-        """Lease these; None for what somebody else took meanwhile. Aligned with `best`."""
-        leased: list[tuple[LeasedJob | None, int]] = [(None, 0)] * len(best)
-        unasked = list(range(len(best)))
+    async def _lease(
+        self, best: dict[int, list[Any]], wanted: Wanted, once: Sequence[str]
+    ) -> dict[int, tuple[LeasedJob, int]]:
+        """Lease these, by index, under one key; without those that somebody else took meanwhile."""
+        leased: dict[int, tuple[LeasedJob, int]] = {}
+        unasked = list(best)
         for _ in range(ATTEMPTS_MAX + len(best)):
             indexes = self._shards.split([best[index][1] for index in unasked], unasked)
             unasked = []
             futures = []
             for shard, group in indexes.items():
-                candidates = [best[index][1:] for index in group]
-                params = [candidates, wanted.lease_time, wanted.worker]
-                futures.append(self._shards.call(shard, "lease_peeked", params))
+                params = [[[*best[index][1:], index] for index in group], wanted.lease_time, wanted.worker]
+                futures.append(self._shards.call(shard, "lease_peeked", params, once=once))
             replies = await asyncio.gather(*futures, return_exceptions=True)
             for shard, reply in zip(indexes, replies, strict=True):
                 if isinstance(reply, BaseException) or reply.status not in (200, MOVED):
@@ -174,8 +190,7 @@ class Pulls:
                     self._shards.learn(reply)
                     unasked += indexes[shard]
                 else:
-                    for index, job in zip(indexes[shard], _read_leased(reply.body), strict=True):
-                        leased[index] = (job, reply.extra)
+                    leased.update((index, (job, reply.extra)) for index, job in _read_leased(reply.body))
             if not unasked:
                 break
         return leased
@@ -200,6 +215,10 @@ class Pulls:
             elif future.exception() is None and future.result().status == MOVED:
                 self._shards.learn(future.result())
         return not left.done()
+
+
+def _index(leased: tuple[int, LeasedJob]) -> int:
+    return leased[0]
 
 
 def _wanted(body: PullEverywhere) -> Wanted:

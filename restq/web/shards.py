@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from restq.errors import RestqError, ShardStarting, ShardUnavailable, from_reply
@@ -53,12 +53,14 @@ class Shards:
             groups.setdefault(self.placement.shard_of(realm), []).append(item)
         return groups
 
-    async def ask(self, calls: dict[int, tuple[str, list[Any], bytes]]) -> dict[int, Reply]:
-        """Ask shards side by side. Raises the first refusal, or RealmMoved."""
+    async def ask(
+        self, calls: Mapping[int, tuple[str, list[Any], bytes]], once: Sequence[str] = ()
+    ) -> dict[int, Reply]:
+        """Ask shards side by side, all under one idempotency key. Raises the first refusal, or RealmMoved."""
         for shard in calls:
             if not self.pipes[shard].is_connected:
                 raise ShardStarting(f"shard {shard} is starting again; nothing was done, try again")
-        futures = [self.call(shard, *call) for shard, call in calls.items()]
+        futures = [self.call(shard, *call, once=once) for shard, call in calls.items()]
         replies = await asyncio.gather(*futures, return_exceptions=True)
         answered: dict[int, Reply] = {}
         for shard, reply in zip(calls, replies, strict=True):
@@ -75,11 +77,17 @@ class Shards:
         return answered
 
     def call(
-        self, shard: int, operation: str, params: list[Any], body: bytes = b"", waits: bool = False
+        self,
+        shard: int,
+        operation: str,
+        params: list[Any],
+        body: bytes = b"",
+        waits: bool = False,
+        once: Sequence[str] = (),
     ) -> asyncio.Future[Reply]:
         """Ask a shard. What can't be sent fails like what was sent: others may have been asked already."""
         try:
-            return self.pipes[shard].call(operation, "", params, body, waits=waits)
+            return self.pipes[shard].call(operation, "", params, body, once, waits)
         except RestqError as error:
             failed: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
             failed.set_exception(ShardUnavailable(f"{error.message}: of other shards that is not known"))

@@ -65,7 +65,7 @@ SHARD_OPERATIONS: dict[str, Callable[[Realms, Call], Done]] = {
 }
 
 # What leases jobs, and nothing else.
-PULLING = frozenset({"pull", "pull_2013"})
+PULLING = frozenset({"lease_peeked", "pull", "pull_2013"})
 
 # What changes nothing: a full disk does not hold it up.
 READING = frozenset(

@@ -24,6 +24,8 @@ class Realms(Protocol):
 
     `get` gives one, an empty one if there is none; it refuses, by an exception that the shard knows, one that a task
     holds or that lives elsewhere. `is_free` says whether no task holds it, and refuses one that lives elsewhere.
+    `is_done` says whether this very request, by its idempotency key, did its part in a realm before; `keep` notes that
+    it did, until then, and what it replied.
     """
 
     def get(self, name: str) -> Realm: ...
@@ -31,6 +33,10 @@ class Realms(Protocol):
     def names(self) -> Iterable[str]: ...
 
     def is_free(self, name: str) -> bool: ...
+
+    def is_done(self, realm: Realm) -> bool: ...
+
+    def keep(self, realm: Realm, body: bytes, held_until: float = 0.0) -> None: ...
 
 
 def get_statuses(realms: Realms, call: Call) -> Done:
@@ -42,7 +48,9 @@ def bulk_add(realms: Realms, call: Call) -> Done:
     """POST /jobs. `params[0]`: the index of each job in the body that the client sent."""
     by_realm = _bulk_by_realm(realms, call)
     for name, jobs in by_realm.items():
-        adding.add(realms.get(name), jobs, call.now)
+        realm = realms.get(name)
+        adding.add(realm, jobs, call.now)
+        realms.keep(realm, NOTHING)
     return Done(NOTHING)
 
 
@@ -53,6 +61,7 @@ def bulk_check(realms: Realms, call: Call) -> Done:
 
 
 def _bulk_by_realm(realms: Realms, call: Call) -> dict[str, list[NewJob]]:
+    """The jobs, checked, by realm; without those of realms where this very request was done before."""
     jobs = _read_bulk_add(call.body).jobs
     assert isinstance(jobs, list), "the front end sends lists"
     by_realm: dict[str, list[NewJob]] = {}
@@ -60,10 +69,13 @@ def _bulk_by_realm(realms: Realms, call: Call) -> dict[str, list[NewJob]]:
     for index, job, new in zip(call.params[0], jobs, new_jobs(jobs, call.now, call.params[0]), strict=True):
         by_realm.setdefault(job.realm_id or "", []).append(new)
         indexes.setdefault(job.realm_id or "", []).append(index)
-    for name, realm_jobs in by_realm.items():
+    for name in list(by_realm):
         realm = realms.get(name)
         realm.advance(call.now)
-        adding.check_add(realm, realm_jobs, indexes[name])
+        if realms.is_done(realm):
+            del by_realm[name]
+        else:
+            adding.check_add(realm, by_realm[name], indexes[name])
     return by_realm
 
 
@@ -98,23 +110,31 @@ def _wanted(count: int, max_queue: Any, queues: Any, tags: Any) -> Wanted:
 
 
 def lease_peeked(realms: Realms, call: Call) -> Done:
-    """Lease these [realm, job id, queue id], in order, for so long and for this worker; null for what is gone."""
+    """Lease these [realm, job id, queue id, index], for so long and for this worker.
+
+    The reply is of [index, job], without those that are gone; `index` is where a job stands in the reply to the client.
+    """
     candidates, lease_time, worker = call.params
     wanted = Wanted(lease_time=lease_time, worker=worker or "")
+    free = {name for name in dict.fromkeys(candidate[0] for candidate in candidates) if realms.is_free(name)}
     pulls: dict[str, Pull] = {}
     number = 0
-    leased: list[LeasedJob | None] = []
-    for name, job_id, queue_id in candidates:
-        place = None
-        if realms.is_free(name):
-            realm = realms.get(name)
-            realm.advance(call.now)
-            if name not in pulls:
-                pulls[name] = Pull(realm, wanted, number)
-                number = pulls[name].number
-            place = leasing.lease(realm, job_id, queue_id, pulls[name])
-        leased.append(None if place is None else leased_job(realm, place, call, with_realm=True))
-    return Done(encode(leased), number)
+    leased: dict[str, list[tuple[int, LeasedJob]]] = {}
+    for name, job_id, queue_id, index in candidates:
+        if name not in free:
+            continue
+        realm = realms.get(name)
+        realm.advance(call.now)
+        if name not in pulls:
+            pulls[name] = Pull(realm, wanted, number)
+            number = pulls[name].number
+        place = leasing.lease(realm, job_id, queue_id, pulls[name])
+        if place is not None:
+            leased.setdefault(name, []).append((index, leased_job(realm, place, call, with_realm=True)))
+    parts = {name: encode(jobs) for name, jobs in leased.items()}
+    for name, part in parts.items():
+        realms.keep(realms.get(name), part, max(job.lease_expires_at for _, job in leased[name]))
+    return Done(b"[" + b",".join(part[1:-1] for part in parts.values()) + b"]", number)
 
 
 def has_ready(realms: Realms, call: Call) -> bool:
