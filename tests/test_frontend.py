@@ -305,39 +305,92 @@ def test_send_key_with_another_method_means_nothing(tmp_path: Path, method: str,
 BULK = {"jobs": [{"realm_id": realm, "job_id": "j", "queue_id": 0} for realm in "abcdefgh"]}
 
 
-def test_bulk_add_with_key_tells_every_shard_the_key(tmp_path: Path) -> None:
+def test_bulk_add_with_key_asks_shards_whether_it_may_and_then_each_realm_under_the_key(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client = await front.connect()
         for shard in front.shards:
-            shard.answers |= {"bulk_check": DONE, "bulk_add": DONE}
+            shard.answers |= {"bulk_check": DONE, "add_jobs": DONE}
         assert (await client.ask("POST", "/jobs", BULK, "k")).json == {}
-        asked = [request for shard in front.shards for request in shard.asked]
-        assert [request.operation for request in asked] == ["bulk_check", "bulk_add"] * 2
-        [(key, _)] = {tuple(request.once) for request in asked}
+        for number, shard in enumerate(front.shards):
+            here = [name for name in "abcdefgh" if placement.home(name, 2) == number]
+            indexes = [["abcdefgh".index(name)] for name in here]
+            check, *adds = shard.asked
+            assert (check.operation, check.params) == ("bulk_check", [[index for [index] in indexes]])
+            assert [(add.operation, add.realm, add.params) for add in adds] == [
+                ("add_jobs", name, [index]) for name, index in zip(here, indexes, strict=True)
+            ]
+            assert [json.loads(add.body)["jobs"][0]["realm_id"] for add in adds] == here
+        [(key, _)] = {tuple(request.once) for shard in front.shards for request in shard.asked}
         assert key == "k"
 
     run(tmp_path, test, shard_count=2)
 
 
+def test_bulk_add_of_very_many_jobs_is_checked_slice_by_slice(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers |= {"bulk_check": DONE, "add_jobs": DONE}
+        jobs = [{"realm_id": "ab"[number % 2], "job_id": str(number), "queue_id": 0} for number in range(2500)]
+        assert (await client.ask("POST", "/jobs", {"jobs": jobs})).json == {}
+        checked = [check.params[0] for check in shard.calls("bulk_check")]
+        assert [len(some) for some in checked] == [1000, 1000, 500]
+        assert [index for some in checked for index in some] == list(range(2500))
+        assert [len(add.params[0]) for add in shard.calls("add_jobs")] == [1250, 1250]
+
+    run(tmp_path, test)
+
+
+def test_bulk_remove_asks_each_realm(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers |= {"remove_jobs": DONE}
+        pairs = [["a", "x"], ["b", "y"], ["a", 7]]
+        assert (await client.ask("DELETE", "/jobs", {"jobs": pairs})).json == {}
+        assert [(asked.realm, json.loads(asked.body)) for asked in shard.asked] == [
+            ("a", {"jobs": ["x", "7"]}),
+            ("b", {"jobs": ["y"]}),
+        ]
+
+    run(tmp_path, test)
+
+
 @pytest.mark.parametrize(
     ("key", "says"), [("k", "sending it again adds the rest"), (None, "again does no harm while none of them is done")]
 )
-def test_bulk_add_of_which_a_shard_dies_says_what_sending_it_again_does(
-    tmp_path: Path, key: str | None, says: str
+@pytest.mark.parametrize("dies", [False, True])
+def test_bulk_add_that_one_realm_does_not_take_says_what_sending_it_again_does(
+    tmp_path: Path, key: str | None, says: str, dies: bool
 ) -> None:
     async def test(front: Frontend) -> None:
         client, [first, second] = await front.connect(), front.shards
         for shard in front.shards:
             shard.answers |= {"bulk_check": DONE}
-        first.answers |= {"bulk_add": DONE}
+        first.answers |= {"add_jobs": DONE}
+        if not dies:
+            full = {"error": 429, "exception": "ConnectionError", "message": "full", "code": "queue_full"}
+            second.answers["add_jobs"] = (429, full, 0)
         client.send("POST", "/jobs", BULK, key)
-        await second.call("bulk_add")
-        await second.stop()
+        await second.call("add_jobs")
+        if dies:
+            await second.stop()
         answer = await client.answer()
-        refused(answer, 503, "shard_unavailable")
+        refused(answer, *((503, "shard_unavailable") if dies else (429, "queue_full")))
+        assert "jobs of other realms may have been added" in answer.json["message"]
         assert answer.json["message"].endswith(says)
 
     run(tmp_path, test, shard_count=2)
+
+
+def test_bulk_add_to_one_realm_is_not_checked_and_refused_as_it_is(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        full = {"error": 429, "exception": "ConnectionError", "message": "full", "code": "queue_full"}
+        shard.answers |= {"add_jobs": (429, full, 0)}
+        answer = await client.ask("POST", "/jobs", {"jobs": BULK["jobs"][:1]})
+        refused(answer, 429, "queue_full")
+        assert (answer.json["message"], len(shard.asked)) == ("full", 1)
+
+    run(tmp_path, test)
 
 
 def leased(*job_ids: str) -> list[tuple[int, dict[str, Any]]]:
@@ -666,27 +719,29 @@ def test_lose_one_shard_while_pull_over_all_realms_waits_goes_on_with_the_other(
 # -- bulk adds and moves ---------------------------------------------------------------------------------------------
 
 
-def test_bulk_add_that_meets_a_move_adds_again_only_what_was_not_added(tmp_path: Path) -> None:
+def test_bulk_add_that_meets_moves_asks_again_where_the_realm_is(tmp_path: Path) -> None:
     """An `on_conflict: error` would else refuse what this very request added."""
 
     async def test(front: Frontend) -> None:
         client, shards = await front.connect(), front.shards
-        here = [name for name in "abcdefgh" if placement.home(name, 2) == 0]
-        there = [name for name in "abcdefgh" if placement.home(name, 2) == 1]
-        for shard in shards:
-            shard.answers["bulk_check"] = DONE
-        client.send("POST", "/jobs", BULK)
-        shards[1].reply(await shards[1].call("bulk_add"), there[0].encode(), MOVED, extra=0)
-        shards[0].reply(await shards[0].call("bulk_add"), {})
-        again = [await shards[0].call("bulk_add", 2), await shards[1].call("bulk_add", 2)]
-        added = [[job["realm_id"] for job in json.loads(request.body)["jobs"]] for request in again]
-        assert added == [there[:1], there[1:]]
-        assert again[0].params == [["abcdefgh".index(there[0])]]
-        for shard, request in zip(shards, again, strict=True):
-            shard.reply(request, {})
+        moving, staying = (next(name for name in "abcdefgh" if placement.home(name, 2) == home) for home in (1, 0))
+        jobs = [{"realm_id": realm, "job_id": "j", "queue_id": 0} for realm in (staying, moving)]
+        client.send("POST", "/jobs", {"jobs": jobs})
+        shards[0].reply(await shards[0].call("bulk_check"), {})
+        shards[1].reply(await shards[1].call("bulk_check"), moving.encode(), MOVED, extra=0)
+        again = await shards[0].call("bulk_check", 2)
+        assert again.params == [[0, 1]]
+        shards[0].reply(again, {})
+        for request in (await shards[0].call("add_jobs"), await shards[0].call("add_jobs", 2)):
+            if request.realm == staying:
+                shards[0].reply(request, {})
+            else:
+                shards[0].reply(request, b"", MOVED, extra=1)
+        added = await shards[1].call("add_jobs")
+        assert (added.realm, added.params) == (moving, [[1]])
+        shards[1].reply(added, {})
         assert (await client.answer()).json == {}
-        first = json.loads(shards[0].calls("bulk_add")[0].body)["jobs"]
-        assert [job["realm_id"] for job in first] == here
+        assert len(shards[0].calls("add_jobs")) == 2
 
     run(tmp_path, test, shard_count=2)
 

@@ -23,9 +23,7 @@ def test_request_for_realm_of_another_shard_is_answered_by_where_it_is() -> None
     assert (reply.status, reply.extra) == (MOVED, 1)
     many = bulk((HOME_0, "x", None), (HOME_1, "y", None))
     for operation, params, body in (
-        ("bulk_add", [[0, 1]], many),
         ("bulk_check", [[0, 1]], many),
-        ("bulk_remove", [[[HOME_0, "x"], [HOME_1, "y"]]], b""),
         ("peek", [1, None, [HOME_0, HOME_1], None, None], b""),
         ("lease_peeked", [[[HOME_0, "x", 0, 0], [HOME_1, "y", 0, 1]], None, ""], b""),
     ):

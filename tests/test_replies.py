@@ -210,8 +210,6 @@ def test_pull_that_was_given_again_is_not_undone(rig: Rig) -> None:
 
 # -- over several realms ---------------------------------------------------------------------------------------------
 
-ADDED = ("bulk_add", [[0, 1, 2]], bulk((A, "x", 1), (B, "y", 2), (A, "z", 3)))
-
 
 def recalled(rig: Rig, once: tuple[str, str] = KEY) -> list[tuple[int, str, str]]:
     """What the pull over several realms is given when it comes again: index, job id and lease id, in their order."""
@@ -226,53 +224,24 @@ def lease_over_realms(
     return [(index, job["lease_id"]) for index, job in rig.ask("lease_peeked", "", params, b"", once)]
 
 
-def test_bulk_add_again_adds_nothing_though_its_jobs_are_done(rig: Rig) -> None:
-    operation, params, body = ADDED
-    rig.ask(operation, "", params, body, KEY)
-    rig.ask("ack", A, [], {"leases": rig.leases(A, 2)})
-    rig.ask("ack", B, [], {"leases": rig.leases(B)})
+def test_bulk_add_is_not_checked_where_it_is_done(rig: Rig) -> None:
+    body = bulk((A, "x", 1), (B, "y", 2))
+    rig.ask("add_jobs", A, [[0]], bulk((A, "x", 1)), KEY)
+    rig.ask("remove_job", A, ["x"])
+    rig.add(A, "x", data="another")
+    rig.ask("configure", A, [], {"max_jobs": 1})
     before = rig.rows()
+    assert rig.reply_to("bulk_check", "", [[0, 1]], body, ("another key", "digest")).status == 409
     for _ in range(2):
-        assert rig.ask("bulk_check", "", params, body, KEY) == rig.ask(operation, "", params, body, KEY) == {}
+        assert rig.reply_to("bulk_check", "", [[0, 1]], body, KEY).status == 200
         assert rig.rows() == before
         rig.start()
 
 
-def test_bulk_add_again_adds_what_is_missing(rig: Rig) -> None:
-    operation, params, body = ADDED
-    rig.ask(operation, "", [[0, 2]], bulk((A, "x", 1), (A, "z", 3)), KEY)  # and then another shard died
-    rig.ask("remove_job", A, ["x"])
-    rig.ask(operation, "", params, body, KEY)
-    assert (rig.ids(A), rig.ids(B)) == (["z"], ["y"])
-
-
-def test_bulk_add_again_is_not_checked_where_it_is_done(rig: Rig) -> None:
-    operation, params, body = ADDED
-    rig.ask(operation, "", params, body, KEY)
-    rig.ask("remove_job", A, ["x"])
-    rig.add(A, "x", data="another")
-    rig.ask("configure", A, [], {"max_jobs": 1})
-    assert rig.reply_to("bulk_check", "", params, body, ("another key", "digest")).status == 409
-    assert rig.reply_to("bulk_check", "", params, body, KEY).status == 200
-    assert rig.reply_to(operation, "", params, body, KEY).status == 200
-
-
-def test_bulk_add_that_is_refused_is_kept_nowhere(rig: Rig) -> None:
-    operation, params, body = ADDED
-    rig.add(B, "y", data="another")
-    before = rig.rows()
-    assert rig.reply_to(operation, "", params, body, KEY).status == 409
-    assert rig.rows() == before
-
-
-def test_bulk_add_under_key_of_another_request_is_refused_and_adds_nothing(rig: Rig) -> None:
-    operation, params, body = ADDED
+def test_bulk_add_under_key_of_another_request_in_one_of_its_realms_is_refused(rig: Rig) -> None:
     post(rig, B, ("configure_2013", [], {"default_lease_time": 33}), OTHER)
-    before = rig.rows()
-    for asked in ("bulk_check", operation):
-        refused = rig.reply_to(asked, "", params, body, KEY)
-        assert (refused.status, json.loads(refused.body)["code"]) == (422, "idempotency_key_reused")
-    assert rig.rows() == before
+    refused = rig.reply_to("bulk_check", "", [[0, 1]], bulk((A, "x", 1), (B, "y", 2)), KEY)
+    assert (refused.status, json.loads(refused.body)["code"]) == (422, "idempotency_key_reused")
 
 
 def test_pull_over_realms_again_is_given_what_it_leased(rig: Rig) -> None:

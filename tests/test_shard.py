@@ -111,7 +111,7 @@ def test_names_that_are_asked_for_and_do_not_exist_take_no_memory(rig: Rig) -> N
         rig.reply_to("get_status", f"status {number}")
         rig.reply_to("get_job", f"job {number}", ["x"])
         rig.reply_to("add_job", f"bad {number}", ["x"], b"{")
-        rig.reply_to("bulk_remove", "", [[[f"remove {number}", "x"]]])
+        rig.reply_to("remove_jobs", f"remove {number}", [], {"jobs": ["x"]})
         rig.reply_to("peek", "", [1, None, [f"peek {number}"], None, None])
         rig.add(f"deleted {number}", "x")
         rig.ask("delete_realm", f"deleted {number}")
@@ -122,7 +122,7 @@ def test_bytes_of_mail_are_counted_until_they_are_served(rig: Rig) -> None:
     body = {"queue_id": 0, "data": "x" * 100}
     rig.send("add_job", A, ["x"], body)
     rig.send("add_job", B, ["x"], b"{")
-    rig.send("bulk_add", "", [[0]], {"jobs": [{"realm_id": A, "job_id": 1, "queue_id": 0}]})
+    rig.send("bulk_check", "", [[0]], {"jobs": [{"realm_id": A, "job_id": 1, "queue_id": 0}]})
     assert rig.shard.mailboxes.bytes > 150
     rig.run()
     assert rig.shard.mailboxes.bytes == 0
@@ -207,12 +207,11 @@ def test_two_removals_at_once_take_turns(rig: Rig) -> None:
 # -- several realms --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", ["bulk_add", "bulk_check"])
-def test_bulk_add_over_realms_with_other_data_changes_none_and_names_index(rig: Rig, operation: str) -> None:
+def test_bulk_check_over_realms_with_other_data_names_index(rig: Rig) -> None:
     rig.add(B, "old", data=1)
     before = rig.row_count()
     body = bulk((A, "new", None), (B, "fine", None), (A, "newer", None), (B, "old", 2))
-    reply = rig.reply_to(operation, "", [[10, 11, 12, 17]], body)
+    reply = rig.reply_to("bulk_check", "", [[10, 11, 12, 17]], body)
     error = json.loads(reply.body)
     assert (reply.status, error["code"]) == (409, "data_differs")
     assert error["message"].startswith("jobs[17]: job 'old' already exists with other data")
@@ -220,36 +219,25 @@ def test_bulk_add_over_realms_with_other_data_changes_none_and_names_index(rig: 
     assert list(rig.ask("get_statuses")) == [B]
 
 
-def test_bulk_add_of_one_job_of_a_realm_with_other_data_names_its_index_too(rig: Rig) -> None:
+@pytest.mark.parametrize("count", [1, 1500])
+def test_add_names_the_index_of_a_job_in_the_body_that_the_client_sent(rig: Rig, count: int) -> None:
     rig.add(A, "old", data=1)
-    reply = rig.reply_to("bulk_add", "", [[0, 1]], bulk((B, "x", None), (A, "old", 2)))
-    assert json.loads(reply.body)["message"].startswith("jobs[1]: ")
+    body = bulk(*((A, job_id, None) for job_id in ids(count - 1)), (A, "old", 2))
+    reply = rig.reply_to("add_jobs", A, [list(range(7, 7 + count))], body)
+    assert json.loads(reply.body)["message"].startswith(f"jobs[{6 + count}]: ")
 
 
-def test_bulk_add_over_realms_with_bad_job_names_its_index(rig: Rig) -> None:
-    reply = rig.reply_to("bulk_add", "", [[3, 8]], bulk((A, "x", None), (B, "", None)))
+def test_bulk_check_over_realms_with_bad_job_names_its_index(rig: Rig) -> None:
+    reply = rig.reply_to("bulk_check", "", [[3, 8]], bulk((A, "x", None), (B, "", None)))
     assert reply.status == 400
     assert json.loads(reply.body)["field"] == "jobs[8].job_id"
     assert rig.ask("get_statuses") == {}
-
-
-def test_bulk_add_over_realms_makes_them_all(rig: Rig) -> None:
-    rig.ask("bulk_add", "", [[0, 1, 2]], bulk((A, "x", 1), (B, "y", None), (A, "z", LARGE)))
-    assert {name: status["total_jobs"] for name, status in rig.ask("get_statuses").items()} == {A: 2, B: 1}
-    assert rig.ask("get_job", A, ["z"])["data"] == LARGE
 
 
 def test_bulk_check_changes_nothing(rig: Rig) -> None:
     rig.ask("bulk_check", "", [[0]], bulk((A, "x", 1)))
     assert rig.row_count() == 0
     assert rig.ask("get_statuses") == {}
-
-
-def test_bulk_remove_over_realms_passes_over_what_is_not_there(rig: Rig) -> None:
-    rig.add(A, "x", "y")
-    rig.add(B, "x")
-    rig.ask("bulk_remove", "", [[[A, "x"], [B, "x"], [A, "never"], [C, "never"], [A, "x"]]])
-    assert {name: status["total_jobs"] for name, status in rig.ask("get_statuses").items()} == {A: 1, B: 0}
 
 
 def test_peek_over_realms_leases_nothing_and_lease_takes_just_the_chosen(rig: Rig) -> None:
@@ -410,7 +398,6 @@ def test_full_disk_is_said_to_whoever_changes_something_and_not_to_who_reads(rig
         ("configure_2013", A, [], {"default_lease_time": 1}),
         ("move_job", A, ["job 0"], {"from_queue": 0, "to_queue": 1}),
         ("remove_job", A, ["job 0"], None),
-        ("bulk_add", "", [[0]], bulk((A, "x", None))),
         ("bulk_check", "", [[0]], bulk((A, "x", None))),
         ("place_realm", A, [1], {"shard": 0}),
     ):
@@ -491,8 +478,9 @@ def test_requests_of_all_kinds_leave_nothing_to_the_garbage_collector(rig: Rig) 
             rig.reply_to("add_job", A, ["x"], b"{")
             rig.reply_to("get_job", A, ["never"])
             rig.reply_to("no such operation", A)
-            rig.reply_to("bulk_add", "", [[0]], bulk((B, "", None)))
-            rig.reply_to("bulk_add", "", [[0]], bulk((B, "x", None)))
+            rig.reply_to("bulk_check", "", [[0]], bulk((B, "", None)))
+            rig.reply_to("bulk_check", "", [[0]], bulk((B, "x", None)))
+            rig.add(B, "x")
             rig.reply_to("get_statuses")
             rig.reply_to("clear_queue", A, ["0"])
             rig.reply_to("delete_realm", A)

@@ -14,7 +14,6 @@ from shard_rig import (
     C,
     Rig,
     Sender,
-    bulk,
     calls_made,
     carry_out,
     ids,
@@ -107,7 +106,7 @@ def test_wait_for_what_does_not_come_lets_others_pass(rig: Rig, wanted: Any, mis
 def test_wait_in_one_realm_gets_nothing_of_another(rig: Rig) -> None:
     waiter = rig.waiting_pull(A)
     rig.add(B, "x")
-    rig.ask("bulk_add", "", [[0]], bulk((C, "x", None)))
+    rig.add(C, "x")
     assert rig.given(waiter) is None
 
 
@@ -115,7 +114,8 @@ def test_wait_in_realm_that_does_not_exist_gets_its_first_job(rig: Rig) -> None:
     waiters = {realm: rig.waiting_pull(realm) for realm in (A, B, C)}
     assert rig.row_count() == 0, "waiting makes no realm"
     rig.add(A, "of a")
-    rig.ask("bulk_add", "", [[0, 1]], bulk((B, "of b", None), (C, "of c", None)))
+    rig.add(B, "of b")
+    rig.add(C, "of c")
     assert {realm: rig.given(waiter) for realm, waiter in waiters.items()} == {
         realm: [f"of {realm}"] for realm in (A, B, C)
     }

@@ -105,13 +105,13 @@ def check_add(
     check.finish()
 
 
-def add(realm: Realm, new_jobs: Sequence[NewJob], now: float) -> None:
-    """Put every job into its queue: all of them, or, where one can't be, none.
+def add(realm: Realm, new_jobs: Sequence[NewJob], now: float, indexes: Sequence[int] | None = None) -> None:
+    """Put every job into its queue: all of them, or, where one can't be, none; an error names its index of `indexes`.
 
     A job that exists gets the queue and the tags added; its leases stay as they are.
     """
     realm.advance(now)
-    check_add(realm, new_jobs)
+    check_add(realm, new_jobs, indexes)
     if new_jobs:
         realm.write()
     put(realm, new_jobs)

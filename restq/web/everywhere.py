@@ -1,24 +1,25 @@
-"""Calls over several realms: split by shard, asked side by side, merged. The shards keep every rule.
+"""Calls over several realms: split by realm or by shard, asked side by side, merged. The shards keep every rule.
 
-A bulk add over several shards first asks each whether it would refuse, and then adds: all or none in each shard, and,
-unless somebody else changes one of the same jobs in the very instant between, over all of them. Pulls are in `pulls`.
+A bulk add over several realms first asks their shards whether they would refuse, and then adds: all or none in each
+realm, and, unless somebody else changes one of the same jobs meanwhile, over all of them. Pulls are in `pulls`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from restq import bodies, names
-from restq.errors import FieldInvalid, RestqError, ShardStarting, ShardUnavailable, StorageFull
+from restq.errors import FieldInvalid, RestqError, ShardStarting, ShardUnavailable
 from restq.web.calls import NOTHING, Call, Operation, Outcome
 from restq.web.metrics import CONTENT_TYPE, exposition
 from restq.web.shards import ATTEMPTS_MAX, RealmMoved, Shards
 
 READY_SECONDS = 2.0
+SLICE_COUNT = 1_000  # jobs that a shard checks at once
 
 encode = msgspec.json.Encoder().encode
 
@@ -62,52 +63,57 @@ class Everywhere:
         """POST /jobs."""
         jobs = _read_raw_jobs(call.body).jobs
         raw = [bytes(job) for job in (jobs if isinstance(jobs, list) else jobs.values())]
+        bodies.check_count(len(raw), "jobs")
         realms = [_realm_of(job, index) for index, job in enumerate(raw)]
-        left = list(enumerate(raw))  # what is still to be added, with its index
+        by_realm: dict[str, list[int]] = {}
+        for index, realm in enumerate(realms):
+            by_realm.setdefault(realm, []).append(index)
+        if len(by_realm) > 1:
+            for start in range(0, len(raw), SLICE_COUNT):
+                await self._check(realms, raw, range(start, min(start + SLICE_COUNT, len(raw))), call.once)
+        adds = {
+            realm: ("add_jobs", [indexes], _bulk_body(raw[index] for index in indexes))
+            for realm, indexes in by_realm.items()
+        }
+        try:
+            await self._shards.ask_realms(adds, call.once)
+        except ShardStarting:
+            raise
+        except RestqError as error:
+            if len(adds) == 1:
+                raise
+            again = "adds the rest" if call.once else "does no harm while none of them is done"
+            told = f"{error.message}; jobs of other realms may have been added, and sending it again {again}"
+            raise type(error)(told, error.field) from None
+        return NOTHING
+
+    async def _check(self, realms: Sequence[str], raw: Sequence[bytes], some: range, once: Sequence[str]) -> None:
+        """Raise what adding these would raise, as far as can be said before."""
         for _ in range(ATTEMPTS_MAX + len(set(realms))):
-            groups = self._shards.split([realms[index] for index, _ in left], left)
-            adds = {
-                shard: ("bulk_add", [[index for index, _ in group]], _bulk_body(job for _, job in group))
-                for shard, group in groups.items()
+            groups = self._shards.split([realms[index] for index in some], some)
+            checks = {
+                shard: ("bulk_check", [indexes], _bulk_body(raw[index] for index in indexes))
+                for shard, indexes in groups.items()
             }
             try:
-                if len(adds) > 1:
-                    await self._shards.ask({shard: ("bulk_check", *add[1:]) for shard, add in adds.items()}, call.once)
+                await self._shards.ask(checks, once)
             except RealmMoved:
                 continue
-            try:
-                await self._shards.ask(adds, call.once)
-            except RealmMoved as moved:
-                left = [entry for shard, group in groups.items() if shard not in moved.done for entry in group]
-                continue
-            except ShardStarting:
-                raise
-            except (ShardUnavailable, StorageFull) as lost:
-                if len(adds) == 1:
-                    raise
-                again = "adds the rest" if call.once else "does no harm while none of them is done"
-                told = f"{lost.message}; jobs of other shards may have been added, and sending it again {again}"
-                raise type(lost)(told) from None
-            return NOTHING
-        raise ShardUnavailable("a realm is on the move; some jobs may have been added, try again")
+            return
+        raise ShardUnavailable("a realm is on the move; nothing was done, try again")
 
     async def bulk_remove(self, call: Call) -> Outcome:
         """DELETE /jobs."""
         given = _read_pairs(call.body).jobs
         bodies.check_count(len(given), "jobs")
-        pairs = [
-            (names.realm_name(realm, f"jobs[{index}]"), names.job_id(job_id, f"jobs[{index}]"))
-            for index, (realm, job_id) in enumerate(given)
-        ]
-        realms = [realm for realm, _ in pairs]
-        for _ in range(ATTEMPTS_MAX + len(set(realms))):
-            groups = self._shards.split(realms, pairs)
-            try:
-                await self._shards.ask({shard: ("bulk_remove", [group], b"") for shard, group in groups.items()})
-            except RealmMoved:
-                continue
-            return NOTHING
-        raise ShardUnavailable("a realm is on the move; removing the same jobs again does no harm, try again")
+        by_realm: dict[str, list[str]] = {}
+        for index, (realm, job_id) in enumerate(given):
+            at = f"jobs[{index}]"
+            by_realm.setdefault(names.realm_name(realm, at), []).append(names.job_id(job_id, at))
+        await self._shards.ask_realms(
+            {realm: ("remove_jobs", [], encode({"jobs": job_ids})) for realm, job_ids in by_realm.items()}
+        )
+        return NOTHING
 
     # -- looking -------------------------------------------------------------------------------------------------------
 

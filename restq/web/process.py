@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import socket
@@ -92,6 +93,7 @@ async def serve(settings: dict[str, Any]) -> None:
     )
     server.connections_max = min(CONNECTIONS_MAX, allow_files() - FILES_SPARE_COUNT)
     server.add_socket(socket.socket(fileno=settings["listen_fd"]))
+    gc.freeze()  # what is there now stays: the collector need not walk it each time
     child.say_ready()
     await stopping.wait()
     server.stop()

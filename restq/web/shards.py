@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from restq.errors import RestqError, ShardStarting, ShardUnavailable, from_reply
@@ -14,6 +15,7 @@ from restq.placement import Placement
 from restq.protocol import MOVED, Reply
 from restq.web.calls import Lease
 
+REALMS_MAX = 1_000  # that are asked side by side
 ATTEMPTS_MAX = 8  # beside one for each realm: a call is split anew where a realm moved meanwhile
 
 Item = TypeVar("Item")
@@ -21,10 +23,7 @@ log = logging.getLogger("restq.web")
 
 
 class RealmMoved(Exception):
-    """A shard said that a realm lives elsewhere by now: split anew what the shards that are `done` did not do."""
-
-    def __init__(self, done: Collection[int]) -> None:
-        self.done = done
+    """A shard said that a realm lives elsewhere by now, and did nothing: split anew."""
 
 
 class Shards:
@@ -73,8 +72,36 @@ class Shards:
             else:
                 answered[shard] = reply
         if len(answered) < len(calls):
-            raise RealmMoved(answered)
+            raise RealmMoved
         return answered
+
+    async def ask_realms(self, calls: Mapping[str, tuple[str, list[Any], bytes]], once: Sequence[str] = ()) -> None:
+        """Ask realms, wherever each lives by now, all under one idempotency key.
+
+        Raises ShardStarting if nothing was asked, else the first refusal: others may be done or not asked at all.
+        """
+        for realm in calls:
+            if not (pipe := self.pipe_of(realm)).is_connected:
+                raise ShardStarting(f"shard {pipe.shard} is starting again; nothing was done, try again")
+        left = dict(calls)
+        for _ in range(ATTEMPTS_MAX + len(calls)):
+            asked = list(itertools.islice(left, REALMS_MAX))
+            futures = [
+                self.call(self.placement.shard_of(realm), *left[realm], once=once, realm=realm) for realm in asked
+            ]
+            replies = await asyncio.gather(*futures, return_exceptions=True)
+            for realm, reply in zip(asked, replies, strict=True):
+                if isinstance(reply, BaseException):
+                    raise reply
+                if reply.status == MOVED:
+                    self.placement.learn(realm, reply.extra)
+                elif reply.status != 200:
+                    raise from_reply(reply.status, json.loads(reply.body))
+                else:
+                    del left[realm]
+            if not left:
+                return
+        raise ShardUnavailable("a realm is on the move; the others are done, try again")
 
     def call(
         self,
@@ -84,10 +111,11 @@ class Shards:
         body: bytes = b"",
         waits: bool = False,
         once: Sequence[str] = (),
+        realm: str = "",
     ) -> asyncio.Future[Reply]:
-        """Ask a shard. What can't be sent fails like what was sent: others may have been asked already."""
+        """Ask a shard, or a realm there. What can't be sent fails like what was sent: others may have been asked."""
         try:
-            return self.pipes[shard].call(operation, "", params, body, once, waits)
+            return self.pipes[shard].call(operation, realm, params, body, once, waits)
         except RestqError as error:
             failed: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
             failed.set_exception(ShardUnavailable(f"{error.message}: of other shards that is not known"))

@@ -56,9 +56,7 @@ REALM_OPERATIONS: dict[str, Callable[[Realm, Call], Outcome]] = {
 }
 
 SHARD_OPERATIONS: dict[str, Callable[[Realms, Call], Done]] = {
-    "bulk_add": several.bulk_add,
     "bulk_check": several.bulk_check,
-    "bulk_remove": several.bulk_remove,
     "get_statuses": several.get_statuses,
     "lease_peeked": several.lease_peeked,
     "peek": several.peek,

@@ -35,10 +35,11 @@ def add_job(realm: Realm, call: Call) -> Done:
 
 
 def add_jobs(realm: Realm, call: Call) -> Outcome:
-    """POST /{realm}/jobs."""
+    """POST /{realm}/jobs. `params[0]`, if given: the index of each job in the body that the client sent."""
     jobs = bodies.bulk_jobs(_read_bulk_add(call.body))
     if len(jobs) <= SLICE_COUNT:
-        adding.add(realm, new_jobs(jobs, call.now), call.now)
+        indexes = call.params[0] if call.params else None
+        adding.add(realm, new_jobs(jobs, call.now, indexes), call.now, indexes)
         return Done(NOTHING)
     bodies.check_count(len(jobs), "jobs")
     batch = Batch(realm, call, "add_jobs", _checked(realm, jobs, call), lambda some: _put(realm, some))
@@ -47,14 +48,12 @@ def add_jobs(realm: Realm, call: Call) -> Outcome:
 
 def _checked(realm: Realm, jobs: Sequence[bodies.BulkJob], call: Call) -> Iterator[list[NewJob]]:
     check = adding.AddCheck(realm)
-    first = 0
-    for some in slices(jobs):
-        indexes = range(first, first + len(some))
-        checked = new_jobs(some, call.now, indexes)
+    indexes = slices(call.params[0] if call.params else range(len(jobs)))
+    for some, at in zip(slices(jobs), indexes, strict=True):
+        checked = new_jobs(some, call.now, at)
         if not call.is_resumed:
-            check.take(checked, indexes)
+            check.take(checked, at)
         yield checked
-        first += len(some)
     if not call.is_resumed:
         check.finish()
 

@@ -9,7 +9,6 @@ from restq import bodies
 from restq.shards import adding, leasing
 from restq.shards.adding import NewJob
 from restq.shards.commands.call import NOTHING, Call, Done, encode
-from restq.shards.commands.jobs import remove
 from restq.shards.commands.leases import LeasedJob, leased_job
 from restq.shards.commands.settings import status
 from restq.shards.leasing import Pull, Wanted
@@ -44,46 +43,22 @@ def get_statuses(realms: Realms, call: Call) -> Done:
     return Done(encode({name: status(realms.get(name)) for name in realms.names()}))
 
 
-def bulk_add(realms: Realms, call: Call) -> Done:
-    """POST /jobs. `params[0]`: the index of each job in the body that the client sent."""
-    by_realm = _bulk_by_realm(realms, call)
-    for name, jobs in by_realm.items():
-        realm = realms.get(name)
-        adding.add(realm, jobs, call.now)
-        realms.keep(realm, NOTHING)
-    return Done(NOTHING)
-
-
 def bulk_check(realms: Realms, call: Call) -> Done:
-    """Whether `bulk_add` would refuse: it does not, once this did not, unless others came between."""
-    _bulk_by_realm(realms, call)
-    return Done(NOTHING)
+    """Whether adding these jobs to their realms would be refused. `params[0]`: the index of each in the client's body.
 
-
-def _bulk_by_realm(realms: Realms, call: Call) -> dict[str, list[NewJob]]:
-    """The jobs, checked, by realm; without those of realms where this very request was done before."""
-    jobs = _read_bulk_add(call.body).jobs
-    assert isinstance(jobs, list), "the front end sends lists"
+    A realm that did its part of this very request before is not asked.
+    """
+    jobs = bodies.bulk_jobs(_read_bulk_add(call.body))
     by_realm: dict[str, list[NewJob]] = {}
     indexes: dict[str, list[int]] = {}
     for index, job, new in zip(call.params[0], jobs, new_jobs(jobs, call.now, call.params[0]), strict=True):
         by_realm.setdefault(job.realm_id or "", []).append(new)
         indexes.setdefault(job.realm_id or "", []).append(index)
-    for name in list(by_realm):
+    for name, realm_jobs in by_realm.items():
         realm = realms.get(name)
         realm.advance(call.now)
-        if realms.is_done(realm):
-            del by_realm[name]
-        else:
-            adding.check_add(realm, by_realm[name], indexes[name])
-    return by_realm
-
-
-def bulk_remove(realms: Realms, call: Call) -> Done:
-    """DELETE /jobs. `params[0]`: pairs of realm and job id, checked by the front end."""
-    for realm, job_id in [(realms.get(name), job_id) for name, job_id in call.params[0]]:
-        realm.advance(call.now)
-        remove(realm, [job_id])
+        if not realms.is_done(realm):
+            adding.check_add(realm, realm_jobs, indexes[name])
     return Done(NOTHING)
 
 
