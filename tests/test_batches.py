@@ -498,13 +498,28 @@ def test_pull_in_slices_again_under_its_key_gives_the_same(rig: Rig) -> None:
     assert len(rig.ids(A, "leased")) == 30
 
 
-def test_start_in_the_midst_of_a_pull_in_slices_hands_all_out_in_the_end(rig: Rig) -> None:
+@pytest.mark.parametrize("turns", [1, 2])
+@pytest.mark.parametrize("again", [1, 3])
+def test_start_in_the_midst_of_a_pull_in_slices_leases_nothing(rig: Rig, turns: int, again: int) -> None:
     rig.add(A, *ids(COUNT))
-    rig.send("pull", A, [], {"count": 30, "lease_time": 20}, ("key", "digest"))
-    rig.turn()
-    assert not rig.replies.get(rig._last_id)
+    others = rig.leases(A, 3)
+    request = rig.send("pull", A, [], {"count": 31}, ("key", "digest"))
+    for _ in range(turns):
+        rig.turn()
+    assert request not in rig.replies
+    for _ in range(again):  # also in the midst of undoing it
+        rig.start()
+        rig.turn()
+    rig.run()
+    assert rig.ids(A, "leased") == ids(3)
+    assert rig.store._tables["replies"] == {}
+    assert [job["attempt"] for job in rig.ask("pull", A, [], {"count": 31}, ("key", "digest"))["jobs"]] == [1] * 31
+    assert len(rig.ask("ack", A, [], {"leases": others})["acked"]) == 3
+
+
+def test_pull_in_slices_that_was_answered_is_leased_after_a_start(rig: Rig) -> None:
+    rig.add(A, *ids(COUNT))
+    given = rig.pull(A, 31)
     rig.start()
     rig.run()
-    rig.now += 20
-    again = rig.ask("pull", A, [], {"count": 100}, ("key", "digest"))
-    assert sorted(job["job_id"] for job in again["jobs"]) == sorted(ids(COUNT))
+    assert rig.ids(A, "leased") == [job["job_id"] for job in given]

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 from restq.errors import QueueNotFound, TagNotFound
 from restq.names import QueueId
-from restq.shards import limits, operating
+from restq.shards import leasing, limits, operating
 from restq.shards.changes import Task
 from restq.shards.job import LEASED, Job
 from restq.shards.queue import Queue
 from restq.shards.realm import Realm
+
+# Of a pull that gives its jobs in slices: it is noted with the first, and sweeps only where a start finds it.
+UNDO_PULL = "undo_pull"
 
 
 class Sweep:
@@ -29,6 +32,8 @@ class Sweep:
         self._jobs: Iterator[Job | None] = iter(())
         if task.kind in _EACH_CARRIER:
             self._jobs = self._carriers(str(task.target))
+        elif task.kind == UNDO_PULL:
+            self._jobs = realm.roll.after(0)
 
     def step(self, count: int) -> bool:
         """Do up to `count` jobs. True once all is done; a deleted realm has vanished then."""
@@ -36,6 +41,8 @@ class Sweep:
             done = self._step_carriers(count)
         elif self._task.kind == "redrive":
             done = self._redrive(count)
+        elif self._task.kind == UNDO_PULL:
+            done = self._undo_pull(count)
         else:
             done = self._clear(count)
         if done and self._task.kind == "delete":
@@ -65,6 +72,14 @@ class Sweep:
             if count <= 0:
                 return False
         return True
+
+    def _undo_pull(self, count: int) -> bool:
+        for job in itertools.islice(self._jobs, count):
+            if job is not None:
+                queue_ids = [(job.job_id, place.queue.queue_id) for place in job.places]
+                leasing.undo_pull(self._realm, int(self._task.target or 0), queue_ids, self._realm.clock)
+            count -= 1
+        return count > 0
 
     def _carriers(self, tag: str) -> Iterator[Job | None]:
         """The jobs that carry the tag, in the order in which they were added.
@@ -119,7 +134,7 @@ _EACH_CARRIER: dict[str, Callable[[Sweep, Job], None]] = {
     "redrive_tagged_jobs": Sweep._redrive_job,
     "remove_tagged_jobs": Sweep._remove,
 }
-KINDS = frozenset({*_EACH_CARRIER, "clear_queue", "delete", "redrive"})
+KINDS = frozenset({*_EACH_CARRIER, UNDO_PULL, "clear_queue", "delete", "redrive"})
 
 
 def clear_queue(realm: Realm, queue_id: QueueId) -> Sweep:

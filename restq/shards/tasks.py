@@ -14,7 +14,7 @@ from restq.shards.commands.batches import finish
 from restq.shards.commands.call import Call, Done, Work, encode
 from restq.shards.realm import Realm
 from restq.shards.store import StoreFailed
-from restq.shards.sweeps import KINDS, Sweep
+from restq.shards.sweeps import KINDS, UNDO_PULL, Sweep
 
 if TYPE_CHECKING:
     from restq.shards.shard import Shard
@@ -47,8 +47,11 @@ class Tasks:
         self.actors.append(actor)
 
     def resume(self, actor: Actor, realm: Realm, task: Task) -> None:
-        """Go on with what began before a start: nobody waits for it, but its reply is kept if it has a key."""
-        mail = no_mail(actor.name)._replace(once=task.once) if task.once else None
+        """Go on with what began before a start: nobody waits for it, but its reply is kept if it has a key.
+
+        Of a pull that is undone there is no reply: it is tried anew.
+        """
+        mail = no_mail(actor.name)._replace(once=task.once) if task.once and task.kind != UNDO_PULL else None
         if task.kind != BATCH:
             sweep = Sweep(realm, task)
             counts = COUNTS.get(task.kind, ())

@@ -10,6 +10,7 @@ import msgspec
 from restq import bodies, names
 from restq.errors import FieldInvalid
 from restq.shards import adding, data, finishing, leasing
+from restq.shards.changes import Task
 from restq.shards.commands.batches import SLICE_COUNT, in_slices
 from restq.shards.commands.call import NOTHING, Call, Done, Outcome, Wait, Work, encode
 from restq.shards.finishing import lease_id
@@ -17,6 +18,7 @@ from restq.shards.job import Place
 from restq.shards.leasing import Wanted
 from restq.shards.new_jobs import new_jobs, seconds, sorted_tags
 from restq.shards.realm import Realm
+from restq.shards.sweeps import UNDO_PULL
 
 ERROR_BYTES_MAX = 4 << 10  # of an error's text its last so many bytes are kept
 OUTPUT_BYTES_MAX = 64 << 10  # and of an output's
@@ -117,7 +119,12 @@ class Pulling:
         if places:
             self._slices.append(self._shown(self._realm, self._call, places))
             self._held_until = max(self._held_until, max(place.at for place in places))
-        return len(places) < SLICE_COUNT or self._pull.is_over
+        is_over = len(places) < SLICE_COUNT or self._pull.is_over
+        if not is_over and self._realm.task is None:  # nobody is given what was leased, should the shard end here
+            self._realm.set_task(Task(UNDO_PULL, self._pull.number))
+        elif is_over and self._realm.task is not None:
+            self._realm.set_task(None)
+        return is_over
 
     def done(self) -> Done:
         """The reply to all of it."""
