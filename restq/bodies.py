@@ -132,6 +132,10 @@ class Exchange(msgspec.Struct, forbid_unknown_fields=True):
     pull: Pull | None = None
 
 
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a request whose path says it all."""
+
+
 class Redrive(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /{realm}/redrive."""
 

@@ -68,7 +68,9 @@ ARROWS: dict[str, str] = {
         "errors names shards.agenda shards.changes shards.data shards.endings shards.gates shards.heap"
         " shards.invariants shards.job shards.limits shards.queue shards.roll shards.rows shards.settings shards.tags"
     ),
-    "shards.sweeps": "errors names shards.changes shards.job shards.leasing shards.limits shards.operating shards.queue shards.realm",
+    "shards.sweeps": (
+        "errors names shards.changes shards.job shards.leasing shards.limits shards.operating shards.queue shards.realm"
+    ),
     "shards.loader": (
         "shards.changes shards.data shards.endings shards.gates shards.job shards.limits shards.queue shards.realm"
         " shards.settings shards.store shards.tags"

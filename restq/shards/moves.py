@@ -55,7 +55,7 @@ class Moves:
         target = bodies.shard(mail.body, count) if pinned else home(mail.realm, count)
         realm = actor.realm
         if realm is None:
-            raise RealmNotFound(f"realm {mail.realm!r} does not exist: it comes to be with its first job", "realm")
+            raise RealmNotFound(f"realm {mail.realm!r} does not exist", "realm")
         realm.pinned = pinned
         realm.write(changed=True)
         if target == self._shard.index:

@@ -142,7 +142,7 @@ def _fields(route: Route, query_text: str) -> dict[str, str]:
     try:
         for name, value in parse_qsl(query_text, keep_blank_values=True, errors="strict"):
             if name not in route.query:
-                field = name if name.isprintable() else ascii(name)
+                field = name if name and name.isprintable() else ascii(name)
                 raise FieldInvalid(f"{field}: there is no such field in this query", field)
             if name in fields:
                 raise FieldInvalid(f"{name}: is given twice", name)

@@ -25,6 +25,7 @@ _read_job = bodies.reader(bodies.JobBody)
 _read_bulk_add = bodies.reader(bodies.BulkAdd)
 _read_bulk_remove = bodies.reader(bodies.BulkRemove)
 _read_move = bodies.reader(bodies.Move)
+_read_nothing = bodies.reader(bodies.Nothing)
 _read_redrive = bodies.reader(bodies.Redrive)
 
 
@@ -185,6 +186,7 @@ def _move(realm: Realm, call: Call, from_queue: Any, to_queue: Any, fields: tupl
 
 def cancel_job(realm: Realm, call: Call) -> Done:
     """POST /{realm}/job/{job_id}/cancel."""
+    _read_nothing(call.body or NOTHING)
     gone = operating.cancel_job(realm, names.job_id(call.params[0]), call.now)
     return Done(encode({"cancelled": "removed" if gone else "leased"}))
 
@@ -220,11 +222,13 @@ def remove_tagged_jobs(realm: Realm, call: Call) -> Outcome:
 
 def cancel_tagged_jobs(realm: Realm, call: Call) -> Work:
     """POST /{realm}/tags/{tag}/cancel."""
+    _read_nothing(call.body or NOTHING)
     return counted(sweeps.of_tag(realm, "cancel_tagged_jobs", names.tag(call.params[0], "tag")), "removed", "leased")
 
 
 def redrive_tagged_jobs(realm: Realm, call: Call) -> Work:
     """POST /{realm}/tags/{tag}/redrive."""
+    _read_nothing(call.body or NOTHING)
     return counted(sweeps.of_tag(realm, "redrive_tagged_jobs", names.tag(call.params[0], "tag")), "redriven")
 
 
