@@ -216,6 +216,15 @@ def reader(shape: type[Body]) -> Callable[[bytes], Body]:
     return read
 
 
+_read_nothing = reader(Nothing)
+
+
+def check_nothing(body: bytes) -> None:
+    """Refuse the body of a request whose path says it all, unless it is empty or says nothing."""
+    if body:
+        _read_nothing(body)
+
+
 def bulk_jobs(body: BulkAdd) -> Sequence[BulkJob]:
     """The jobs in order, from either shape."""
     return body.jobs if isinstance(body.jobs, list) else list(body.jobs.values())

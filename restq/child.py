@@ -2,9 +2,10 @@
 
 A process gets its settings as one line of JSON on standard input, and says "ready" on standard output once it serves.
 Standard input stays open as long as the supervisor wants the process to run: when it ends, because the supervisor
-closed it or is gone in whatever way, the process ends in order. Signals that a terminal or an init system sends to all
-processes at once it leaves to the supervisor. One that dies is started again, at once the first time and with a growing
-delay while it keeps dying, unless its exit status says that starting again would not help.
+closed it or is gone in whatever way, the process ends in order. Meanwhile it is asked there once a second whether it
+is alive, and answers from its loop: one that stands still for long is killed. Signals that a terminal or an init
+system sends to all processes at once it leaves to the supervisor. One that dies is started again, at once the first
+time and with a growing delay while it keeps dying, unless its exit status says that starting again would not help.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-RESTART_SECONDS_MAX = 5.0
+RESTART_SECONDS_MAX = 0.5  # who is killed again and again is there again within 2 s, start and all
 HEALTHY_SECONDS = 10.0  # a process that ran so long starts again without delay
+ASK_SECONDS = 1.0  # between two times a process is asked whether it is alive
+STUCK_COUNT = 20  # so many such times in a row without an answer, and it is killed
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 3  # starting again would not help
 
 READY = b"ready\n"
+ASK = b"?"  # on standard input
+ALIVE = b"alive\n"
 
 log = logging.getLogger("restq")
 
@@ -89,9 +94,39 @@ class Child:
             await process.stdin.drain()
         if self._stopping.is_set():
             process.stdin.close()
-        if await process.stdout.readline() == READY:
-            self.ready.set()
-        return await process.wait()
+        if await process.stdout.readline() != READY:
+            return await process.wait()
+        self.ready.set()
+        watching = asyncio.create_task(self._watch(process, process.stdin, process.stdout))
+        try:
+            return await process.wait()
+        finally:
+            watching.cancel()
+
+    async def _watch(
+        self, process: asyncio.subprocess.Process, stdin: asyncio.StreamWriter, stdout: asyncio.StreamReader
+    ) -> None:
+        """Kill the process once it does not answer: who stands still holds a file, or a port, that another could serve.
+
+        What counts is how often this loop came by and found no answer, not the time: after a stop of the whole machine,
+        or of this process alone, the answer gets its time anew.
+        """
+        while not self._stopping.is_set():
+            stdin.write(ASK)
+            answer = asyncio.create_task(stdout.readline())
+            try:
+                for _ in range(STUCK_COUNT):
+                    await asyncio.sleep(ASK_SECONDS)
+                    if answer.done():
+                        break
+                else:
+                    log.warning("%s stood still for %.0f s and is killed", self._label, STUCK_COUNT * ASK_SECONDS)
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
+                if not await answer:
+                    return  # it ended
+            finally:
+                answer.cancel()
 
     async def stop(self, seconds: float) -> None:
         """Close its standard input, which asks it to end in order; kill it after so many seconds."""
@@ -141,6 +176,11 @@ def say_ready() -> None:
 class _Lifeline(asyncio.Protocol):
     def __init__(self, end: Callable[[], None]) -> None:
         self._end = end
+
+    def data_received(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # the supervisor is gone: its end is what is read next
+            sys.stdout.buffer.write(ALIVE)
+            sys.stdout.buffer.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()

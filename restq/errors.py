@@ -231,7 +231,7 @@ class IdempotencyKeyReused(RestqError, ValueError):
 
 
 class QueueFull(RestqError, ConnectionError):
-    """The realm holds as much as its limits allow. Nothing was done; try again after `Retry-After`."""
+    """The realm, or its shard, holds as much as its limits allow. Nothing was done; try again after `Retry-After`."""
 
     code = "queue_full"
     status = 429
@@ -262,10 +262,18 @@ class ShardStarting(ShardUnavailable):
 
 
 class StorageFull(RestqError, OSError):
-    """The disk has no room: nothing was done."""
+    """The disk has no room for it. Nothing was done, unless the message says so."""
 
     code = "storage_full"
     status = 507
+    builtin = OSError
+
+
+class RowDamaged(RestqError, OSError):
+    """What the file holds of this is not what was written, or is missing. All else in it is served on."""
+
+    code = "row_damaged"
+    status = 500
     builtin = OSError
 
 

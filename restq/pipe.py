@@ -16,7 +16,7 @@ from typing import Any, cast
 from restq.errors import Overloaded, ShardStarting, ShardUnavailable
 from restq.protocol import Frames, Reply, Request, pack
 
-PIPE_BYTES_MAX = 128 << 20  # of request bodies under way; beyond it callers are told to come again
+PIPE_BYTES_MAX = 64 << 20  # of request bodies under way, or one alone; beyond it callers are told to come again
 PIPE_REQUESTS_MAX = 20_000  # under way, beside those that may wait
 PIPE_WAITING_MAX = 50_000
 RECONNECT_SECONDS = 0.02
@@ -78,7 +78,7 @@ class Pipe(asyncio.Protocol):
             is_full = waiting_count >= PIPE_WAITING_MAX
         else:
             is_full = len(self._under_way) - waiting_count >= PIPE_REQUESTS_MAX
-        if is_full or self._bytes_under_way + len(body) > PIPE_BYTES_MAX:
+        if is_full or (self._bytes_under_way and self._bytes_under_way + len(body) > PIPE_BYTES_MAX):
             raise Overloaded(f"shard {self.shard} has more requests waiting than fit; nothing was done, try again")
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._last_id += 1

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from restq.shards.store import StoreRefused
 LOCK_NAME = "server.lock"
 BACKLOG = 1024
 STOP_SECONDS = 6.0  # for each of the two waves: front ends, then shards
+CLOCK_BEHIND_SECONDS = 60.0  # from here on it is worth a word; less is a clock that is being set right
 SOCKET_PATH_BYTES_MAX = 100  # of the about 108 that a UNIX socket's address holds
 
 log = logging.getLogger("restq")
@@ -56,8 +58,8 @@ class Supervisor:
         sockets = listen(webapp.host, webapp.port, webapp.frontends)
         lock = lock_directory(self._data_dir, sockets[0])
         try:
-            pinned = await asyncio.to_thread(relocate, self._data_dir, webapp.shards)
-            self._prepare(pinned, sockets)
+            found = await asyncio.to_thread(relocate, self._data_dir, webapp.shards)
+            self._prepare(found.pinned, clock_offset(found.clock), sockets)
             return await self._serve(sockets)
         except StoreRefused as refused:
             raise ServerRefused(str(refused)) from refused
@@ -66,7 +68,7 @@ class Supervisor:
                 listening.close()
             os.close(lock)
 
-    def _prepare(self, pinned: dict[str, int], sockets: list[socket.socket]) -> None:
+    def _prepare(self, pinned: dict[str, int], offset: float, sockets: list[socket.socket]) -> None:
         webapp = self._config.webapp
         paths = [str(self._data_dir / f"shard-{shard:04d}.sock") for shard in range(webapp.shards)]
         for shard in range(webapp.shards):
@@ -77,6 +79,9 @@ class Supervisor:
                 "sockets": paths,
                 "elsewhere": pinned,
                 "default_lease_time": self._config.realms.default_lease_time,
+                "clock_offset": offset,
+                "jobs_max": webapp.shard_jobs_max,
+                "memory_max": webapp.shard_memory_max,
                 "log_level": self.log_level,
             }
             self._shards.append(Child("restq.shards.process", f"shard {shard}", settings))
@@ -133,6 +138,18 @@ class Supervisor:
 async def _all_ready(children: list[Child]) -> None:
     for child in children:
         await child.ready.wait()
+
+
+def clock_offset(seen: float) -> float:
+    """How far the time of this server is ahead of the monotonic clock: the wall's, but not behind what was `seen`."""
+    wall = time.time()
+    if seen - wall > CLOCK_BEHIND_SECONDS:
+        log.warning(
+            "the wall clock is %.0f s behind the time up to which the data were written; restq goes on from that time,"
+            " so what is to run at an instant runs that much earlier",
+            seen - wall,
+        )
+    return max(wall, seen) - time.monotonic()
 
 
 def listen(host: str, port: int, count: int) -> list[socket.socket]:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,7 @@ from restq.shards import tasks
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 30
 STOP_SECONDS = 15
+RESTQ = (sys.executable, "-m", "restq")
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
@@ -83,14 +84,21 @@ def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     """A function that starts servers; those that still run at the end are stopped, and must exit with 0."""
     started: list[Server] = []
 
-    def start(data_dir: Path | None = None, port: int = 0, **options: Any) -> Server:
+    def start(
+        data_dir: Path | None = None,
+        port: int = 0,
+        program: Sequence[str] = RESTQ,
+        environment: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Server:
         home = tmp_path_factory.mktemp("server")
         data_dir = data_dir or home / "data"
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in {"shards": 2, **options}.items()]
-        command = [sys.executable, "-m", "restq", "web", f"127.0.0.1:{port}", f"--data-dir={data_dir}", *flags]
+        command = [*program, "web", f"127.0.0.1:{port}", f"--data-dir={data_dir}", *flags]
         log = home / "stderr"
         with log.open("w") as stderr:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+            own = {**os.environ, **(environment or {})}
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=own)
         try:
             server = Server(process, _port(process, log), data_dir, log)
         except BaseException:
@@ -138,7 +146,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """A function that starts servers of the test's own: `start_server(data_dir=.., port=.., shards=.., ..)`."""
+    """A function that starts servers of the test's own: `start_server(data_dir=.., port=.., shards=.., ..)`.
+
+    `program` is what runs in place of `python -m restq`, `environment` what it has beside the test's own.
+    """
     with _servers(tmp_path_factory) as start:
         yield start
 

@@ -130,6 +130,14 @@ def progress(accounts: list[Account], steps: int = 10) -> None:
     eventually(lambda: all(account.steps >= target for account, target in zip(accounts, targets, strict=True)))
 
 
+def check_refusals(account: Account) -> None:
+    """While its shard is away, a client is told so, and to come again; it is never told anything else."""
+    for refused in account.refused:
+        assert refused.status == 503, refused
+        assert refused.json["exception"] == "ConnectionError"
+        assert int(refused.headers["retry-after"]) >= 1
+
+
 def verify(ask: Callable[[str], Answer], account: Account) -> None:
     """The realm holds what its clients were told: nothing lost, nothing back, nothing handed out twice."""
     assert not account.wrong, account.wrong[:5]

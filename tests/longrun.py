@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 
+# Read now: while tests run, no variable of restq is set.
 LONG = os.environ.get("RESTQ_TEST_LONG") == "1"
+_TRIALS = os.environ.get("RESTQ_TRIALS")
+_SEED = int(os.environ.get("RESTQ_SEED", "1"))
 
 
 def trials(few: int, many: int) -> int:
     """How many trials to make."""
-    return int(os.environ.get("RESTQ_TRIALS", many if LONG else few))
+    return int(_TRIALS or (many if LONG else few))
 
 
 def seeds(few: int, many: int) -> range:
     """The seeds of so many trials."""
-    first = int(os.environ.get("RESTQ_SEED", "1"))
-    return range(first, first + trials(few, many))
+    return range(_SEED, _SEED + trials(few, many))

@@ -13,10 +13,12 @@ from restq.placement import Placement, home
 from restq.protocol import Frames, Reply, Request, pack
 from restq.shards import moving
 from restq.shards.actor import Mail
+from restq.shards.bounds import Bounds
 from restq.shards.data import INLINE_BYTES_MAX
 from restq.shards.full import refuse
 from restq.shards.memory_store import MemoryStore
 from restq.shards.shard import Shard
+from restq.shards.store import Room
 
 NOW = 1_000.0
 LARGE = "x" * (INLINE_BYTES_MAX + 1)
@@ -58,18 +60,23 @@ class Sender:
 class Rig(Sender):
     """A shard over a store in memory, and somebody who sends it requests and keeps what it replies."""
 
-    def __init__(self, index: int = 0, count: int = 1, store: MemoryStore | None = None) -> None:
+    _bounds = (0, 0)
+
+    def __init__(
+        self, index: int = 0, count: int = 1, store: MemoryStore | None = None, bounds: tuple[int, int] = (0, 0)
+    ) -> None:
         super().__init__()
         self.store = store or MemoryStore()
         self.now = NOW
-        self._index, self._count = index, count
+        self._index, self._count, self._bounds = index, count, bounds
         self._last_id = 0
         self._frames = Frames()
         self.start()
 
     def start(self) -> None:
         """Start from what the store holds, as after a crash."""
-        self.shard = Shard(self._index, Placement(self._count), 600.0, self.store)
+        bounds = Bounds(*self._bounds)
+        self.shard = Shard(self._index, Placement(self._count), 600.0, self.store, bounds=bounds)
         loaded = self.store.load()
         self._group = loaded.mark.group
         self.shard.load(loaded, self.now)
@@ -104,10 +111,12 @@ class Rig(Sender):
         return self._hand_out(self.shard.outbox)
 
     def full_turn(self) -> list[int]:
-        """One turn whose commit finds the disk full, and what the process does then."""
+        """One turn whose commit finds the disk full, and what the process does then; there is room again at once."""
         self.shard.turn(self.now)
+        self.shard.set_room(Room.NONE)
         refused = refuse(self.shard, self.shard.outbox, FULL)
         self.shard.load(self.store.load(), self.now)
+        self.shard.set_room(Room.ENOUGH)
         return self._hand_out(refused)
 
     def _hand_out(self, outbox: list[tuple[Mail, Reply]]) -> list[int]:

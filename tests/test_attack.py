@@ -1,11 +1,13 @@
 """Workers that send each request under a key until it is answered, while shards, front ends and the server die.
 
-Every process is killed in turn and realms change their shards all the while. What must hold: whatever was answered is
-so, each lease is one worker's, and a request that was sent five times was done once. RESTQ_TEST_LONG=1 kills for long.
+Every process is killed in turn, alone or with all others, and realms change their shards all the while. What must hold:
+whatever was answered is so, each lease is one worker's, and a request that was sent five times was done once.
+RESTQ_TEST_LONG=1 kills a thousand times.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import os
@@ -14,20 +16,21 @@ import signal
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from conftest import Server, StartServer
+from longrun import LONG, seeds
 from polling import eventually
 from processes import children, frontend_pids, is_running, shard_pids
 from realm_calls import KEY
 from wire import JSON, Answer, Wire, ask
 
-LONG = os.environ.get("RESTQ_TEST_LONG") == "1"
-KILLS = 60 if LONG else 6
-SEEDS = range(10 if LONG else 1)
+KILLS = 100 if LONG else 7  # of a seed
+SEEDS = seeds(1, 10)
 REALMS = [f"attacked-{number}" for number in range(4)]  # at home in both of two shards
 WORKERS = 6
 ADDERS = 2
@@ -184,12 +187,21 @@ class Attacker:
         self.server = server
         self._start_server = start_server
         self._chance = random.Random(seed)
+        self.kills: Counter[str] = Counter()
+        self._ways: dict[str, Callable[[], bool]] = {
+            "shard": self._kill_shard,
+            "front end": self._kill_frontend,
+            "supervisor": self._kill_supervisor,
+            "all": self._kill_all,
+        }
+        self._first = self._chance.sample(list(self._ways), len(self._ways))
 
     def strike(self) -> None:
-        """Do something that a server must survive."""
-        how: list[Callable[[], None]] = [self._kill_shard] * 5 + [self._kill_frontend] * 3 + [self._kill_server] * 2
+        """Do something that a server must survive; a kill of a shard that is just starting is tried again."""
         self._move()
-        self._chance.choice(how)()
+        name = self._first.pop() if self._first else self._chance.choices(list(self._ways), [5, 3, 1, 1])[0]
+        eventually(self._ways[name])
+        self.kills[name] += 1
 
     def _move(self) -> None:
         path = f"/{self._chance.choice(REALMS)}/shard"
@@ -199,22 +211,37 @@ class Attacker:
             return  # it is just being killed
         assert answer.status in (200, 404, 503), answer
 
-    def _kill_shard(self) -> None:
+    def _kill_shard(self) -> bool:
         try:
             pid = self._chance.choice(shard_pids(self.server))
-        except (OSError, http.client.HTTPException, AssertionError):
-            return  # one of them is starting
-        os.kill(pid, signal.SIGKILL)
-
-    def _kill_frontend(self) -> None:
-        for pid in frontend_pids(self.server):
             os.kill(pid, signal.SIGKILL)
+        except (OSError, http.client.HTTPException, AssertionError):
+            return False  # one of them is starting
+        return True
 
-    def _kill_server(self) -> None:
+    def _kill_frontend(self) -> bool:
+        pids = frontend_pids(self.server)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return bool(pids)
+
+    def _kill_supervisor(self) -> bool:
+        """The others are left alone, and end by themselves."""
+        self._restart(children(self.server.pid), [self.server.pid])
+        return True
+
+    def _kill_all(self) -> bool:
         everyone = children(self.server.pid)
-        os.kill(self.server.pid, signal.SIGKILL)
+        self._restart(everyone, [*everyone, self.server.pid])
+        return True
+
+    def _restart(self, others: set[int], killed: list[int]) -> None:
+        self._chance.shuffle(killed)
+        for pid in killed:
+            with contextlib.suppress(ProcessLookupError):  # it ends by itself, as others are dead by now
+                os.kill(pid, signal.SIGKILL)
         self.server.process.wait()
-        eventually(lambda: not any(map(is_running, everyone)))
+        eventually(lambda: not any(map(is_running, others)))
         self.server = self._start_server(self.server.data_dir, self.server.port)
 
 
@@ -233,6 +260,7 @@ def test_attacked_server_does_once_what_it_is_asked_again_and_again(start_server
     left = {(realm, job_id) for realm in REALMS for job_id in jobs_of(attacker.server, realm)}
     assert books.added - books.acked == left
     assert books.acked
+    print(f"seed {seed}: killed {dict(attacker.kills)}; {books.answered} answers, {len(books.acked)} jobs done")
 
 
 def jobs_of(server: Server, realm: str) -> Iterator[str]:

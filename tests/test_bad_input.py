@@ -48,6 +48,7 @@ def routes_with_body(realm: str) -> dict[str, tuple[str, str]]:
         "redrive tag": ("POST", f"/{realm}/tags/t/redrive"),
         "cancel": ("POST", f"/{realm}/job/kept/cancel"),
         "cancel tag": ("POST", f"/{realm}/tags/t/cancel"),
+        "clear": ("POST", f"/{realm}/queues/0/clear"),
         "queue": ("PUT", f"/{realm}/queues/0"),
         "tag": ("PUT", f"/{realm}/tags/t"),
         "move tag": ("POST", f"/{realm}/tags/t/move"),
@@ -59,7 +60,7 @@ def routes_with_body(realm: str) -> dict[str, tuple[str, str]]:
 
 
 ROUTES = list(routes_with_body(""))
-NEED_NO_BODY = ("pull", "pull all", "redrive", "redrive tag", "cancel", "cancel tag")
+NEED_NO_BODY = ("pull", "pull all", "redrive", "redrive tag", "cancel", "cancel tag", "clear")
 NEED_A_BODY = [name for name in ROUTES if name not in NEED_NO_BODY]
 
 # -- no JSON -------------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def test_send_malformed_json_is_refused_with_400(server: Server, kept: str, rout
     assert reply["exception"] in {"ValueError", "TypeError", "KeyError"}
 
 
-@pytest.mark.parametrize("route", ["cancel", "cancel tag", "redrive", "redrive tag"])
+@pytest.mark.parametrize("route", ["cancel", "cancel tag", "clear", "redrive", "redrive tag"])
 def test_send_field_where_none_is_known_is_refused_and_nothing_done(server: Server, kept: str, route: str) -> None:
     answer = ask(server, *routes_with_body(kept)[route], {"queues": 1})
     assert answer.refused(400, "ValueError", "field_invalid")

@@ -17,7 +17,7 @@ from restq.shards.changes import Changes
 from restq.shards.commands import batches, jobs, leases
 from restq.shards.relocation import relocate, shard_path
 from restq.shards.sqlite_store import SqliteStore
-from restq.shards.store import Mark
+from restq.shards.store import Mark, Room
 
 SLICE_COUNT = 10
 COUNT = 35  # parts of a batch: four slices
@@ -366,9 +366,9 @@ def test_full_disk_at_any_turn_of_a_batch_leaves_nothing_or_ends_as_in_one_go(
         is_begun = any(row.task for row in rig.store._tables["realms"].values())
         assert rig.full_turn() == [request]
         assert rig.error(request)["code"] == "storage_full"
-        rig.shard.full = True
+        rig.shard.set_room(Room.NONE)
         assert not rig.busy, "it rests while there is no room"
-        rig.shard.full = False
+        rig.shard.set_room(Room.ENOUGH)
         rig.run()
         assert without_keys(seen(rig)) == (without_keys(expected) if is_begun else untouched), f"after {turns} turns"
     assert turns > COUNT / SLICE_COUNT

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from polling import eventually
+from processes import is_running
 
 from restq import child
 from restq.child import Child
@@ -75,3 +82,102 @@ def test_keep_of_a_process_that_cannot_be_started_tries_again(tmp_path: Path, mo
     process = Child("refuses", "process", {})
     asyncio.run(process.keep())
     assert process.refused
+
+
+# -- processes that stand still --------------------------------------------------------------------------------------
+
+SERVES = """
+import asyncio, os
+from restq import child
+
+async def serve():
+    end = asyncio.Event()
+    await child.on_end(end.set)
+    with open({log!r}, "a") as log:
+        log.write(f"{{os.getpid()}} ")
+    child.say_ready()
+    await end.wait()
+
+child.begin()
+asyncio.run(serve())
+"""
+
+
+class Kept:
+    """A child that runs, and the processes that it was so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "pids"
+        write_module(folder, "serves", SERVES.format(log=str(self.log)))
+        self.child = Child("serves", "process", {"log_level": 30})
+
+    def pids(self) -> list[int]:
+        return [int(pid) for pid in self.log.read_text().split()] if self.log.exists() else []
+
+    async def pid(self, number: int) -> int:
+        """The process that was started as the n-th, once it is there."""
+        await asyncio.to_thread(eventually, lambda: len(self.pids()) > number)
+        await self.child.ready.wait()
+        return self.pids()[number]
+
+
+@contextlib.asynccontextmanager
+async def kept(folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Kept]:
+    """A child of which it is known within a quarter of a second that it stands still."""
+    patch.syspath_prepend(str(folder))
+    patch.setattr(child, "ASK_SECONDS", 0.05)
+    patch.setattr(child, "STUCK_COUNT", 5)
+    own = Kept(folder)
+    keeping = asyncio.ensure_future(own.child.keep())
+    try:
+        yield own
+    finally:
+        await own.child.stop(5.0)
+        await keeping
+
+
+def test_keep_of_a_process_that_stands_still_kills_it_and_starts_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with kept(tmp_path, monkeypatch) as own:
+            stopped = await own.pid(0)
+            os.kill(stopped, signal.SIGSTOP)
+            assert await own.pid(1) != stopped
+            assert not is_running(stopped)
+
+    asyncio.run(run())
+
+
+def test_keep_of_a_process_that_answers_leaves_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with kept(tmp_path, monkeypatch) as own:
+            serving = await own.pid(0)
+            await asyncio.sleep(0.6)  # more than twice what one that stands still is given
+            assert own.pids() == [serving]
+            assert is_running(serving)
+
+    asyncio.run(run())
+
+
+def stand_still(seconds: float) -> None:
+    """Have this process do nothing."""
+    time.sleep(seconds)
+
+
+def test_keep_after_a_stop_of_everything_gives_the_process_its_time_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with kept(tmp_path, monkeypatch) as own:
+            stopped = await own.pid(0)
+            for _ in range(3):
+                os.kill(stopped, signal.SIGSTOP)
+                await asyncio.sleep(0.08)  # it is asked meanwhile
+                stand_still(0.5)  # the supervisor as well
+                os.kill(stopped, signal.SIGCONT)
+                await asyncio.sleep(0.2)
+            assert own.pids() == [stopped]
+            assert is_running(stopped)
+
+    asyncio.run(run())

@@ -20,6 +20,8 @@ KEY = re.compile(r"[0-9a-f]{32}")
 EMPTY = {"jobs": []}
 GONE = {"code": "shard_unavailable", "message": "gone"}
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"
+HALF_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Le"
+PROXY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def limit(seconds: float) -> Config:
 
 # Over real sockets.
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("cut", [b"", HALF, b"nonsense\r\n\r\n", answer(GONE, "503 Service Unavailable")])
+@pytest.mark.parametrize(
+    "cut", [b"", HALF, HALF_HEAD, b"nonsense\r\n\r\n", PROXY, answer(GONE, "503 Service Unavailable")]
+)
 def test_post_after_cut_connection_is_repeated_with_the_same_key(twin: Twin, cut: bytes) -> None:
     with Broken(cut, cut, answer(EMPTY)) as broken:
         realm = twin.realm("test", broken.uri)

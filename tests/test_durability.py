@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import Server, StartServer
-from load import Account, load, progress, verify, verify_order
+from load import check_refusals, load, progress, verify, verify_order
 from polling import eventually
 from processes import children, frontend_pids, is_running, shard_pids
 from realm_calls import RealmCalls
@@ -36,14 +36,6 @@ def answers(server: Server, path: str) -> bool:
         return ask(server, "GET", path).status == 200
     except (OSError, http.client.HTTPException):
         return False
-
-
-def check_refusals(account: Account) -> None:
-    """While its shard is away, a client is told so, and to come again; it is never told anything else."""
-    for refused in account.refused:
-        assert refused.status == 503, refused
-        assert refused.json["exception"] == "ConnectionError"
-        assert int(refused.headers["retry-after"]) >= 1
 
 
 def test_kill_shard_under_load_loses_nothing_and_disturbs_no_other(start_server: StartServer, realm_name: str) -> None:

@@ -302,40 +302,41 @@ def test_send_key_with_another_method_means_nothing(tmp_path: Path, method: str,
     run(tmp_path, test)
 
 
+FULL = {"error": 429, "exception": "ConnectionError", "message": "full", "code": "queue_full"}
+BUSY = {"error": 503, "exception": "ConnectionError", "message": "busy; nothing was done", "code": "overloaded"}
 BULK = {"jobs": [{"realm_id": realm, "job_id": "j", "queue_id": 0} for realm in "abcdefgh"]}
 
 
-def test_bulk_add_with_key_asks_shards_whether_it_may_and_then_each_realm_under_the_key(tmp_path: Path) -> None:
+def test_bulk_add_with_key_asks_each_realm_whether_it_may_and_then_to_add_under_the_key(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client = await front.connect()
         for shard in front.shards:
-            shard.answers |= {"bulk_check": DONE, "add_jobs": DONE}
+            shard.answers |= {"check_jobs": DONE, "add_jobs": DONE}
         assert (await client.ask("POST", "/jobs", BULK, "k")).json == {}
         for number, shard in enumerate(front.shards):
             here = [name for name in "abcdefgh" if placement.home(name, 2) == number]
-            indexes = [["abcdefgh".index(name)] for name in here]
-            check, *adds = shard.asked
-            assert (check.operation, check.params) == ("bulk_check", [[index for [index] in indexes]])
-            assert [(add.operation, add.realm, add.params) for add in adds] == [
-                ("add_jobs", name, [index]) for name, index in zip(here, indexes, strict=True)
-            ]
-            assert [json.loads(add.body)["jobs"][0]["realm_id"] for add in adds] == here
+            indexes = [[["abcdefgh".index(name)]] for name in here]
+            for operation in ("check_jobs", "add_jobs"):
+                asked = shard.calls(operation)
+                assert [(request.realm, request.params) for request in asked] == list(zip(here, indexes, strict=True))
+                assert [json.loads(request.body)["jobs"][0]["realm_id"] for request in asked] == here
+            assert [request.operation for request in shard.asked] == ["check_jobs"] * len(here) + ["add_jobs"] * len(
+                here
+            )
         [(key, _)] = {tuple(request.once) for shard in front.shards for request in shard.asked}
         assert key == "k"
 
     run(tmp_path, test, shard_count=2)
 
 
-def test_bulk_add_of_very_many_jobs_is_checked_slice_by_slice(tmp_path: Path) -> None:
+def test_bulk_add_that_a_realm_would_refuse_adds_nothing(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards
-        shard.answers |= {"bulk_check": DONE, "add_jobs": DONE}
-        jobs = [{"realm_id": "ab"[number % 2], "job_id": str(number), "queue_id": 0} for number in range(2500)]
-        assert (await client.ask("POST", "/jobs", {"jobs": jobs})).json == {}
-        checked = [check.params[0] for check in shard.calls("bulk_check")]
-        assert [len(some) for some in checked] == [1000, 1000, 500]
-        assert [index for some in checked for index in some] == list(range(2500))
-        assert [len(add.params[0]) for add in shard.calls("add_jobs")] == [1250, 1250]
+        shard.answers |= {"check_jobs": (429, FULL, 0)}
+        answer = await client.ask("POST", "/jobs", BULK)
+        refused(answer, 429, "queue_full")
+        assert answer.json["message"] == "full"
+        assert shard.calls("add_jobs") == []
 
     run(tmp_path, test)
 
@@ -357,35 +358,51 @@ def test_bulk_remove_asks_each_realm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "says"), [("k", "sending it again adds the rest"), (None, "again does no harm while none of them is done")]
 )
-@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [(None, "shard_unavailable"), ((503, BUSY, 0), "shard_unavailable"), ((429, FULL, 0), "queue_full")],
+    ids=["dies", "busy", "full"],
+)
 def test_bulk_add_that_one_realm_does_not_take_says_what_sending_it_again_does(
-    tmp_path: Path, key: str | None, says: str, dies: bool
+    tmp_path: Path, key: str | None, says: str, reply: tuple[int, Any, int] | None, code: str
 ) -> None:
+    """A code such as `overloaded`, which says that nothing was done, would have clients send it again without a key."""
+
     async def test(front: Frontend) -> None:
         client, [first, second] = await front.connect(), front.shards
         for shard in front.shards:
-            shard.answers |= {"bulk_check": DONE}
+            shard.answers |= {"check_jobs": DONE}
         first.answers |= {"add_jobs": DONE}
-        if not dies:
-            full = {"error": 429, "exception": "ConnectionError", "message": "full", "code": "queue_full"}
-            second.answers["add_jobs"] = (429, full, 0)
+        if reply is not None:
+            second.answers["add_jobs"] = reply
         client.send("POST", "/jobs", BULK, key)
         await second.call("add_jobs")
-        if dies:
+        if reply is None:
             await second.stop()
         answer = await client.answer()
-        refused(answer, *((503, "shard_unavailable") if dies else (429, "queue_full")))
-        assert "jobs of other realms may have been added" in answer.json["message"]
+        assert answer.json["code"] == code
+        assert answer.json["message"].startswith("in one of the realms: ")
+        assert "others may be done" in answer.json["message"]
         assert answer.json["message"].endswith(says)
 
     run(tmp_path, test, shard_count=2)
 
 
+def test_bulk_remove_that_one_realm_does_not_take_says_that_others_may_be_done(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        shard.answers |= {"remove_jobs": (503, BUSY, 0)}
+        answer = await client.ask("DELETE", "/jobs", {"jobs": [["a", "x"], ["b", "y"]]})
+        refused(answer, 503, "shard_unavailable")
+        assert answer.json["message"].endswith("others may be done, and sending it again removes the rest")
+
+    run(tmp_path, test)
+
+
 def test_bulk_add_to_one_realm_is_not_checked_and_refused_as_it_is(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards
-        full = {"error": 429, "exception": "ConnectionError", "message": "full", "code": "queue_full"}
-        shard.answers |= {"add_jobs": (429, full, 0)}
+        shard.answers |= {"add_jobs": (429, FULL, 0)}
         answer = await client.ask("POST", "/jobs", {"jobs": BULK["jobs"][:1]})
         refused(answer, 429, "queue_full")
         assert (answer.json["message"], len(shard.asked)) == ("full", 1)
@@ -395,7 +412,7 @@ def test_bulk_add_to_one_realm_is_not_checked_and_refused_as_it_is(tmp_path: Pat
 
 def leased(*job_ids: str) -> list[tuple[int, dict[str, Any]]]:
     """What shards say of jobs that were leased, each with its index: the number that is its id."""
-    return [(int(job_id), JOB | {"job_id": job_id}) for job_id in job_ids]
+    return [(int(job_id), JOB | {"job_id": job_id, "lease_id": job_id}) for job_id in job_ids]
 
 
 def test_pull_with_key_that_came_before_gives_what_all_shards_leased_then_in_order(tmp_path: Path) -> None:
@@ -485,6 +502,44 @@ def test_wait_again_over_realms_under_one_key_takes_the_place_of_the_first(tmp_p
         assert leasing.once == shard.calls("recall")[1].once
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("key", ["k", None])
+@pytest.mark.parametrize("others", [0, 1])
+def test_pull_over_realms_whose_shard_dies_while_it_leases_hides_no_jobs(
+    tmp_path: Path, key: str | None, others: int
+) -> None:
+    """Nobody sends a pull again that was answered 200; without a key what the others leased is better than nothing."""
+
+    async def test(front: Frontend) -> None:
+        client, [first, second] = await front.connect(), front.shards
+        realms = [next(name for name in "abcdefgh" if placement.home(name, 2) == home) for home in (0, 1)]
+        for shard, realm in zip(front.shards, realms, strict=True):
+            shard.answers |= {"recall": NOT_KEPT, "peek": (200, [[1.0, realm, realm, 0]], 0)}
+        first.answers["lease_peeked"] = (200, [[0, JOB]][:others], 5)
+        client.send("POST", "/pull", {"count": 2}, key)
+        await second.call("lease_peeked")
+        await second.stop()
+        answer = await client.answer()
+        if key is None and others:
+            assert answer.json == {"jobs": [JOB]}
+        else:
+            refused(answer, 503, "shard_unavailable")
+            assert answer.json["message"].endswith("gives what it leased" if key else "leased jobs, for their time")
+        assert first.calls("undo_pull") == []
+
+    run(tmp_path, test, shard_count=2)
+
+
+def test_pull_over_realms_again_gives_a_realm_on_the_move_once(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, [first, second] = await front.connect(), front.shards
+        twice, once = ({**JOB, "lease_id": lease} for lease in "ab")
+        first.answers["recall"] = (200, [[0, twice]], 0)
+        second.answers["recall"] = (200, [[0, twice], [1, once]], 0)
+        assert (await client.ask("POST", "/pull", {"count": 2}, "k")).json == {"jobs": [twice, once]}
+
+    run(tmp_path, test, shard_count=2)
 
 
 def test_pull_over_realms_that_loses_a_candidate_asks_for_more_and_keeps_the_order(tmp_path: Path) -> None:
@@ -727,10 +782,10 @@ def test_bulk_add_that_meets_moves_asks_again_where_the_realm_is(tmp_path: Path)
         moving, staying = (next(name for name in "abcdefgh" if placement.home(name, 2) == home) for home in (1, 0))
         jobs = [{"realm_id": realm, "job_id": "j", "queue_id": 0} for realm in (staying, moving)]
         client.send("POST", "/jobs", {"jobs": jobs})
-        shards[0].reply(await shards[0].call("bulk_check"), {})
-        shards[1].reply(await shards[1].call("bulk_check"), moving.encode(), MOVED, extra=0)
-        again = await shards[0].call("bulk_check", 2)
-        assert again.params == [[0, 1]]
+        shards[0].reply(await shards[0].call("check_jobs"), {})
+        shards[1].reply(await shards[1].call("check_jobs"), b"", MOVED, extra=0)
+        again = await shards[0].call("check_jobs", 2)
+        assert (again.realm, again.params) == (moving, [[1]])
         shards[0].reply(again, {})
         for request in (await shards[0].call("add_jobs"), await shards[0].call("add_jobs", 2)):
             if request.realm == staying:

@@ -27,7 +27,9 @@ ARROWS: dict[str, str] = {
     "__main__": "cli",
     "errors": "",
     "names": "errors",
-    "config": "errors",
+    "config": "errors kinds",
+    "kinds": "",
+    "memory": "",
     "bodies": "errors names",
     "protocol": "errors",
     "placement": "",
@@ -37,12 +39,14 @@ ARROWS: dict[str, str] = {
     "web": "web.*",
     "web.*": "restq bodies child errors loop names pipe placement protocol web web.*",
     "supervisor": "child config errors shards.relocation shards.store",
+    "backup": "errors pipe shards.wal",
+    "check": "errors shards shards.changes shards.checksums shards.schema shards.wal shards.witness",
     "client": "client.*",
     "client.*": "restq client.* config errors names",
     "aio": "aio.*",
     "aio.*": "restq aio.* client.* config errors names",
     "cli": "cli.*",
-    "cli.*": "restq cli cli.* client client.* config errors names supervisor",
+    "cli.*": "restq backup check cli cli.* client client.* config errors names supervisor",
     "shards": "",
     # The core, from what knows least to what knows most.
     "shards.heap": "",
@@ -60,12 +64,15 @@ ARROWS: dict[str, str] = {
     "shards.rows": "shards.changes shards.data shards.gates shards.job shards.queue shards.realm shards.settings",
     "shards.limits": "shards.gates shards.job shards.queue shards.realm shards.rows shards.settings",
     "shards.endings": "shards.changes shards.job shards.realm",
-    "shards.adding": "errors names shards.data shards.endings shards.job shards.limits shards.queue shards.realm",
+    "shards.bounds": "errors names shards.adding shards.data shards.realm",  # of the last two, the types alone
+    "shards.adding": (
+        "errors names shards.bounds shards.data shards.endings shards.job shards.limits shards.queue shards.realm"
+    ),
     "shards.leasing": "names shards.endings shards.heap shards.job shards.queue shards.realm",
     "shards.finishing": "errors shards.changes shards.endings shards.job shards.limits shards.realm",
     "shards.operating": "errors names shards.job shards.realm",
     "shards.realm": (
-        "errors names shards.agenda shards.changes shards.data shards.endings shards.gates shards.heap"
+        "errors names shards.agenda shards.bounds shards.changes shards.data shards.endings shards.gates shards.heap"
         " shards.invariants shards.job shards.limits shards.queue shards.roll shards.rows shards.settings shards.tags"
     ),
     "shards.sweeps": (
@@ -86,21 +93,35 @@ ARROWS: dict[str, str] = {
     "shards.commands.call": "shards.archive shards.data shards.job shards.realm",
     "shards.commands*": (
         "bodies errors names shards.adding shards.changes shards.commands.* shards.configuring shards.data"
+        " shards.endings"
         " shards.finishing shards.job shards.leasing shards.limits shards.listing shards.new_jobs shards.operating"
         " shards.realm"
         " shards.settings shards.sweeps"
     ),
     "shards.store": "errors shards.changes shards.data",
-    "shards.*_store": "errors shards.changes shards.data shards.store",
+    "shards.reserve": "shards.store",
+    "shards.wal": "",
+    "shards.witness": "",
+    "shards.schema": "",
+    "shards.checksums": "shards.changes",
+    "shards.sound_rows": "errors shards.changes shards.checksums shards.store",
+    "shards.*_store": (
+        "errors shards shards.changes shards.checksums shards.data shards.reserve shards.schema shards.sound_rows"
+        " shards.store shards.wal shards.witness"
+    ),
     "shards.stats": "",
     "shards.moving": (
         "errors pipe shards.changes shards.data shards.loader shards.realm shards.replies shards.rows shards.store"
         " shards.sweeps"
     ),
-    "shards.relocation": "errors placement shards.changes shards.store shards.*_store",
+    "shards.relocation": "errors placement shards.changes shards.reserve shards.store shards.*_store",
     "shards.replies": "errors shards.actor shards.changes shards.commands.call",
     "shards.actor": "errors protocol shards.commands.call shards.realm",
-    "shards.several": "placement shards.actor shards.realm shards.replies",
+    "shards.room": "errors shards.actor shards.changes shards.commands shards.store",
+    "shards.several": (
+        "placement protocol shards.actor shards.commands shards.commands.call shards.internal shards.moving"
+        " shards.realm shards.replies shards.shard"
+    ),
     "shards.waiting": "shards.actor shards.commands.call shards.heap",
     "shards.waking": (
         "errors protocol shards.actor shards.archive shards.commands.call shards.leasing shards.realm shards.replies"
@@ -113,28 +134,32 @@ ARROWS: dict[str, str] = {
         "protocol shards.actor shards.commands shards.commands.* shards.events shards.realm shards.shard"
     ),
     "shards.tasks": (
-        "errors shards.actor shards.changes shards.commands shards.commands.* shards.realm shards.shard shards.store"
-        " shards.sweeps"
+        "errors shards.actor shards.changes shards.commands shards.commands.* shards.realm shards.room shards.shard"
+        " shards.store shards.sweeps"
     ),
     "shards.moves": (
         "bodies errors placement protocol shards.actor shards.changes shards.commands.call shards.realm shards.shard"
     ),
     "shards.shard": (
-        "errors placement protocol shards.actor shards.agenda shards.archive shards.changes shards.chores"
+        "errors placement protocol shards.actor shards.agenda shards.archive shards.bounds shards.changes shards.chores"
         " shards.commands shards.commands.call shards.events shards.internal shards.loader shards.mailboxes"
-        " shards.moves shards.moving shards.realm shards.replies shards.several shards.stats shards.store shards.sweeps"
+        " shards.moves shards.moving shards.realm shards.replies shards.room shards.several shards.stats shards.store"
+        " shards.sweeps"
         " shards.tasks shards.waking"
     ),
-    "shards.full": "errors protocol shards.actor shards.commands shards.shard",
+    "shards.full": "errors protocol shards.actor shards.room shards.shard shards.store",
     "shards.process": (
-        "child errors loop pipe placement protocol shards.actor shards.full shards.moving shards.shard shards.store"
+        "child errors loop memory pipe placement protocol shards.actor shards.bounds shards.commands.call shards.full"
+        " shards.moving"
+        " shards.shard shards.store"
         " shards.*_store"
     ),
 }
 
 # These compute and do nothing else: no clock, no file, no socket, no chance.
 PURE = (
-    "bodies errors names placement protocol shards.actor shards.adding shards.agenda shards.archive shards.changes"
+    "bodies errors kinds names placement protocol shards.actor shards.adding shards.agenda shards.archive shards.bounds"
+    " shards.changes"
     " shards.commands* shards.configuring shards.data shards.endings shards.finishing shards.gates shards.heap"
     " shards.invariants shards.job shards.leasing shards.limits shards.listing shards.loader shards.new_jobs"
     " shards.operating shards.queue shards.realm shards.replies shards.roll shards.rows shards.settings shards.several"

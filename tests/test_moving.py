@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from shard_rig import HOME_0, HOME_1, LARGE, NOW, A, Rig, bulk, carry_out, ids, move, only_rows_of, pin, send_rows
+from shard_rig import HOME_0, HOME_1, LARGE, NOW, A, Rig, carry_out, ids, move, only_rows_of, pin, send_rows
 
 from restq.errors import ShardUnavailable
 from restq.placement import home
@@ -21,9 +21,7 @@ def test_request_for_realm_of_another_shard_is_answered_by_where_it_is() -> None
     rig = Rig(0, 2)
     reply = rig.reply_to("add_job", HOME_1, ["x"], {"queue_id": 0})
     assert (reply.status, reply.extra) == (MOVED, 1)
-    many = bulk((HOME_0, "x", None), (HOME_1, "y", None))
     for operation, params, body in (
-        ("bulk_check", [[0, 1]], many),
         ("peek", [1, None, [HOME_0, HOME_1], None, None], b""),
         ("lease_peeked", [[[HOME_0, "x", 0, 0], [HOME_1, "y", 0, 1]], None, ""], b""),
     ):

@@ -213,7 +213,7 @@ def test_pull_that_was_given_again_is_not_undone(rig: Rig) -> None:
 
 def recalled(rig: Rig, once: tuple[str, str] = KEY) -> list[tuple[int, str, str]]:
     """What the pull over several realms is given when it comes again: index, job id and lease id, in their order."""
-    return sorted((index, job["job_id"], job["lease_id"]) for index, job in rig.ask("recall", "", [], b"", once))
+    return sorted((index, job["job_id"], job["lease_id"]) for index, job in rig.ask("recall", "", [None], b"", once))
 
 
 def lease_over_realms(
@@ -224,24 +224,54 @@ def lease_over_realms(
     return [(index, job["lease_id"]) for index, job in rig.ask("lease_peeked", "", params, b"", once)]
 
 
-def test_bulk_add_is_not_checked_where_it_is_done(rig: Rig) -> None:
-    body = bulk((A, "x", 1), (B, "y", 2))
-    rig.ask("add_jobs", A, [[0]], bulk((A, "x", 1)), KEY)
-    rig.ask("remove_job", A, ["x"])
-    rig.add(A, "x", data="another")
+@pytest.mark.parametrize("count", [1, 2500])
+def test_bulk_add_is_not_checked_where_it_is_done(rig: Rig, count: int) -> None:
+    body = {"jobs": [{"job_id": job_id, "queue_id": 0} for job_id in ids(count)]}
+    indexes = [list(range(count))]
+    assert rig.ask("check_jobs", A, indexes, body, KEY) == {}
+    assert rig.row_count() == 0, "to be checked is not to be done"
+    rig.ask("add_jobs", A, indexes, body, KEY)
+    rig.ask("remove_job", A, ["job 0"])
+    rig.add(A, "job 0", data="another")
     rig.ask("configure", A, [], {"max_jobs": 1})
     before = rig.rows()
-    assert rig.reply_to("bulk_check", "", [[0, 1]], body, ("another key", "digest")).status == 409
+    assert rig.reply_to("check_jobs", A, indexes, body, ("another key", "digest")).status == 200
+    body["jobs"][0]["data"] = 1
+    assert rig.reply_to("check_jobs", A, indexes, body, ("another key", "digest")).status == 409
     for _ in range(2):
-        assert rig.reply_to("bulk_check", "", [[0, 1]], body, KEY).status == 200
+        assert rig.reply_to("check_jobs", A, indexes, body, KEY).status == 200
         assert rig.rows() == before
         rig.start()
 
 
 def test_bulk_add_under_key_of_another_request_in_one_of_its_realms_is_refused(rig: Rig) -> None:
     post(rig, B, ("configure_2013", [], {"default_lease_time": 33}), OTHER)
-    refused = rig.reply_to("bulk_check", "", [[0, 1]], bulk((A, "x", 1), (B, "y", 2)), KEY)
+    refused = rig.reply_to("check_jobs", B, [[0]], bulk((B, "y", 2)), KEY)
     assert (refused.status, json.loads(refused.body)["code"]) == (422, "idempotency_key_reused")
+
+
+def test_pull_over_realms_whose_first_attempt_is_undone_is_given_what_the_second_leased(rig: Rig) -> None:
+    rig.add(A, "x", "y")
+    [(_, first)] = lease_over_realms(rig, (A, "x", 0))
+    [(_, second)] = lease_over_realms(rig, (A, "y", 0))
+    rig.ask("undo_pull", A, [int(first.split("-")[0]), [["x", 0]], KEY[0]])
+    assert recalled(rig) == [(0, "y", second)]
+    assert rig.ids(A, "leased") == ["y"]
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_pull_over_realms_that_comes_again_sees_what_was_leased_before_though_a_realm_is_held(rig: Rig) -> None:
+    rig.add(A, *ids(60))
+    rig.add(B, "x")
+    rig.send("clear_queue", A, ["0"])
+    statuses = rig.send("get_statuses")  # which waits for the realm that is held
+    leased = rig.send("lease_peeked", "", [[[B, "x", 0, 0]], None, ""], b"", KEY)
+    recall = rig.send("recall", "", [None], b"", KEY)
+    rig.turn()
+    assert statuses not in rig.replies
+    assert [job["job_id"] for _, job in rig.read(recall)] == ["x"]
+    assert rig.read(leased) == rig.read(recall)
+    rig.run()
 
 
 def test_pull_over_realms_again_is_given_what_it_leased(rig: Rig) -> None:
@@ -255,7 +285,7 @@ def test_pull_over_realms_again_is_given_what_it_leased(rig: Rig) -> None:
     for _ in range(2):
         assert recalled(rig) == expected
         assert recalled(rig, ("another key", "digest")) == []
-        assert rig.reply_to("recall", "", [], b"", OTHER).status == 422
+        assert rig.reply_to("recall", "", [None], b"", OTHER).status == 422
         rig.start()
     rig.run_until(NOW + KEPT_SECONDS + 10)
     assert kept(rig) == []

@@ -11,6 +11,7 @@ from shard_rig import LARGE, NOW, A, B, C, Rig, bulk, ids, only_rows_of
 
 from restq.shards import adding, commands
 from restq.shards import shard as shard_module
+from restq.shards.store import Room
 
 # -- turns -----------------------------------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ def test_bytes_of_mail_are_counted_until_they_are_served(rig: Rig) -> None:
     body = {"queue_id": 0, "data": "x" * 100}
     rig.send("add_job", A, ["x"], body)
     rig.send("add_job", B, ["x"], b"{")
-    rig.send("bulk_check", "", [[0]], {"jobs": [{"realm_id": A, "job_id": 1, "queue_id": 0}]})
+    rig.send("check_jobs", A, [[0]], {"jobs": [{"realm_id": A, "job_id": 1, "queue_id": 0}]})
     assert rig.shard.mailboxes.bytes > 150
     rig.run()
     assert rig.shard.mailboxes.bytes == 0
@@ -207,18 +208,6 @@ def test_two_removals_at_once_take_turns(rig: Rig) -> None:
 # -- several realms --------------------------------------------------------------------------------------------------
 
 
-def test_bulk_check_over_realms_with_other_data_names_index(rig: Rig) -> None:
-    rig.add(B, "old", data=1)
-    before = rig.row_count()
-    body = bulk((A, "new", None), (B, "fine", None), (A, "newer", None), (B, "old", 2))
-    reply = rig.reply_to("bulk_check", "", [[10, 11, 12, 17]], body)
-    error = json.loads(reply.body)
-    assert (reply.status, error["code"]) == (409, "data_differs")
-    assert error["message"].startswith("jobs[17]: job 'old' already exists with other data")
-    assert rig.row_count() == before
-    assert list(rig.ask("get_statuses")) == [B]
-
-
 @pytest.mark.parametrize("count", [1, 1500])
 def test_add_names_the_index_of_a_job_in_the_body_that_the_client_sent(rig: Rig, count: int) -> None:
     rig.add(A, "old", data=1)
@@ -227,17 +216,22 @@ def test_add_names_the_index_of_a_job_in_the_body_that_the_client_sent(rig: Rig,
     assert json.loads(reply.body)["message"].startswith(f"jobs[{6 + count}]: ")
 
 
-def test_bulk_check_over_realms_with_bad_job_names_its_index(rig: Rig) -> None:
-    reply = rig.reply_to("bulk_check", "", [[3, 8]], bulk((A, "x", None), (B, "", None)))
-    assert reply.status == 400
-    assert json.loads(reply.body)["field"] == "jobs[8].job_id"
-    assert rig.ask("get_statuses") == {}
-
-
-def test_bulk_check_changes_nothing(rig: Rig) -> None:
-    rig.ask("bulk_check", "", [[0]], bulk((A, "x", 1)))
-    assert rig.row_count() == 0
-    assert rig.ask("get_statuses") == {}
+@pytest.mark.parametrize("count", [3, 1500])
+@pytest.mark.parametrize("realm", [A, B])
+def test_check_of_jobs_refuses_what_the_add_would_and_changes_nothing(rig: Rig, realm: str, count: int) -> None:
+    rig.add(A, "old", data=1)
+    before = rig.rows()
+    indexes = [list(range(10, 10 + 2 * count, 2))]
+    new = [(realm, job_id, None) for job_id in ids(count - 1)]
+    bad = rig.reply_to("check_jobs", realm, indexes, bulk(*new, (realm, "", None)))
+    assert (bad.status, json.loads(bad.body)["field"]) == (400, f"jobs[{8 + 2 * count}].job_id")
+    twice = rig.reply_to("check_jobs", realm, indexes, bulk((realm, "job 1", 1), *new[1:], (realm, "job 1", 2)))
+    assert (twice.status, json.loads(twice.body)["code"]) == (409, "data_differs")
+    old = rig.reply_to("check_jobs", realm, indexes, bulk(*new, (realm, "old", 2)))
+    assert old.status == (409 if realm == A else 200)
+    assert rig.rows() == before
+    assert list(rig.ask("get_statuses")) == [A]
+    assert list(rig.shard.mailboxes.actors) == [A]
 
 
 def test_peek_over_realms_leases_nothing_and_lease_takes_just_the_chosen(rig: Rig) -> None:
@@ -359,14 +353,14 @@ def test_full_disk_keeps_what_time_brings_about_until_there_is_room(rig: Rig) ->
     rig.send("add_job", B, ["lost"], {"queue_id": 0})
     rig.now += 30
     rig.full_turn()
-    rig.shard.full = True
+    rig.shard.set_room(Room.NONE)
     assert len(rig.shard.changes) > 0
     assert len(rig.shard.take_changes()) == 0
     rig.run()
     assert not rig.busy
     assert rig.ids(A) == []
     assert len(rig.store._tables["jobs"]) == 1
-    rig.shard.full = False
+    rig.shard.set_room(Room.ENOUGH)
     rig.run()
     assert rig.store._tables["jobs"] == {}
 
@@ -389,7 +383,7 @@ def test_full_disk_keeps_mail_that_waits(rig: Rig, monkeypatch: pytest.MonkeyPat
 
 def test_full_disk_is_said_to_whoever_changes_something_and_not_to_who_reads(rig: Rig) -> None:
     rig.add(A, *ids(3))
-    rig.shard.full = True
+    rig.shard.set_room(Room.NONE)
     for operation, realm, params, body in (
         ("add_job", A, ["x"], {"queue_id": 0}),
         ("add_jobs", A, [], {"jobs": []}),
@@ -398,14 +392,14 @@ def test_full_disk_is_said_to_whoever_changes_something_and_not_to_who_reads(rig
         ("configure_2013", A, [], {"default_lease_time": 1}),
         ("move_job", A, ["job 0"], {"from_queue": 0, "to_queue": 1}),
         ("remove_job", A, ["job 0"], None),
-        ("bulk_check", "", [[0]], bulk((A, "x", None))),
+        ("check_jobs", A, [[0]], bulk((A, "x", None))),
         ("place_realm", A, [1], {"shard": 0}),
     ):
         assert rig.reply_to(operation, realm, params, body).status == 507, operation
     assert len(rig.shard.changes) == 0
     assert rig.ask("get_status", A)["total_jobs"] == 3
     assert [found[2] for found in rig.ask("peek", "", [5, None, None, None, None])] == ids(3)
-    rig.shard.full = False
+    rig.shard.set_room(Room.ENOUGH)
     rig.add(A, "x")
     rig.ask("remove_job", A, ["job 0"])
 
@@ -415,11 +409,11 @@ def test_removal_under_way_rests_while_the_disk_is_full(rig: Rig) -> None:
     rig.add(A, *ids(55))
     removal = rig.send("clear_queue", A, ["0"])
     rig.turn()
-    rig.shard.full = True
+    rig.shard.set_room(Room.NONE)
     assert not rig.busy
     rig.shard.turn(rig.now)
     assert len(rig.shard.changes) == 0
-    rig.shard.full = False
+    rig.shard.set_room(Room.ENOUGH)
     rig.run()
     assert json.loads(rig.replies[removal].body) == {"removed": 55}
 
@@ -478,8 +472,8 @@ def test_requests_of_all_kinds_leave_nothing_to_the_garbage_collector(rig: Rig) 
             rig.reply_to("add_job", A, ["x"], b"{")
             rig.reply_to("get_job", A, ["never"])
             rig.reply_to("no such operation", A)
-            rig.reply_to("bulk_check", "", [[0]], bulk((B, "", None)))
-            rig.reply_to("bulk_check", "", [[0]], bulk((B, "x", None)))
+            rig.reply_to("check_jobs", B, [[0]], bulk((B, "", None)))
+            rig.reply_to("check_jobs", B, [[0]], bulk((B, "x", None)))
             rig.add(B, "x")
             rig.reply_to("get_statuses")
             rig.reply_to("clear_queue", A, ["0"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from restq.errors import StorageFull
+from restq.errors import RowDamaged, StorageFull
 from restq.shards import sqlite_store
 from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
 from restq.shards.memory_store import MemoryStore
@@ -165,7 +165,7 @@ def test_commit_of_none_removes_rows_and_only_those(open_store: OpenStore) -> No
     assert (mark, realms, queues, moved) == (Mark(2, 12, 2.5), [REALM], QUEUES, {"weg/é": 3})
     assert [row[0] for row in places] == [5, 8]
     store = open_store()
-    with pytest.raises((KeyError, StoreFailed)):
+    with pytest.raises((KeyError, RowDamaged)):
         store.payload(5)
 
 
@@ -395,9 +395,9 @@ def test_commit_on_full_disk_keeps_nothing_and_store_goes_on(path: Path) -> None
     store.close()
 
 
-def test_payload_that_is_missing_is_a_failure_of_the_store(path: Path) -> None:
+def test_payload_that_is_missing_is_told_and_nothing_else_is_touched(path: Path) -> None:
     store = SqliteStore(path)
-    with pytest.raises(StoreFailed, match="job row 5 is missing"):
+    with pytest.raises(RowDamaged, match="row 5 of table 'payloads' is missing"):
         store.payload(5)
     store.close()
 
@@ -406,7 +406,8 @@ def test_file_after_close_is_readable_by_the_shell_and_whole(path: Path) -> None
     store = SqliteStore(path)
     commit(store, full_group(), Mark(1, 9, 1.5))
     store.close()
-    assert [file.name for file in path.parent.iterdir()] == ["shard.sqlite"], "the log is in the database"
+    files = sorted(file.name for file in path.parent.iterdir())
+    assert files == ["shard.sqlite", "shard.witness"], "the log is in the database"
     assert shell(path, "SELECT name, epoch FROM realms") == [("größe", 3)]
     assert shell(path, "SELECT job_id, data FROM jobs WHERE key = 4") == [("ü\n😀" * 50, '{"a": "\\u00e9é"}')]
     assert shell(path, "SELECT queue_id FROM queues ORDER BY key") == [(-(2**63),), ("10 é😀",)]
@@ -502,6 +503,6 @@ def test_remove_realm_removes_its_rows_and_only_those(path: Path) -> None:
     assert ([row.key for row in tags], [row[0] for row in replies]) == ([34], [18, 36])
     assert result_counts == {9: 1, 30: 1}
     assert [store.failure(key) is None for key in (4, 5, 33)] == [True, True, False]
-    with pytest.raises(StoreFailed):
+    with pytest.raises(RowDamaged):
         store.payload(5)
     store.close()

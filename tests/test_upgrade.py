@@ -22,7 +22,7 @@ from processes import children, is_running
 from wire import ask, names_on
 
 from restq.placement import home
-from restq.shards import sqlite_store
+from restq.shards import schema
 from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
 from restq.shards.relocation import relocate, shard_path
 from restq.shards.sqlite_store import SqliteStore
@@ -46,7 +46,34 @@ PRAGMA application_id = 1381192785;
 PRAGMA user_version = 1;
 COMMIT;
 """
-MIGRATION_STEPS = len(sqlite_store._MIGRATIONS[2].split(";"))
+# What 1.1.0 added to that.
+FORMAT_2 = """
+BEGIN;
+ALTER TABLE realms ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE realms ADD COLUMN shift INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE queues ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE realms ADD COLUMN born INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE queues ADD COLUMN next_at REAL NOT NULL DEFAULT 0.0;
+ALTER TABLE jobs ADD COLUMN terms TEXT NOT NULL DEFAULT '';
+ALTER TABLE places ADD COLUMN nacks INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE places ADD COLUMN expiries INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE places ADD COLUMN mark INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE places ADD COLUMN worker TEXT NOT NULL DEFAULT '';
+CREATE TABLE tags (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, tag TEXT NOT NULL, settings TEXT NOT NULL,
+    next_at REAL NOT NULL);
+CREATE TABLE failures (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, error TEXT NOT NULL, exit_code INTEGER,
+    at REAL NOT NULL);
+CREATE TABLE results (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, job_id TEXT NOT NULL, at REAL NOT NULL,
+    text TEXT NOT NULL);
+CREATE INDEX results_by_realm ON results (realm);
+CREATE TABLE replies (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
+    at REAL NOT NULL, body BLOB NOT NULL);
+PRAGMA user_version = 2;
+COMMIT;
+"""
+MIGRATION_STEPS = [
+    (version, step) for version in (2, 3) for step in range(len(schema.MIGRATIONS[version].split(";")) + 1)
+]
 
 # The lease times, and what is under way, differ from realm to realm. Two shards: the first four are at home in 0.
 WORK, AWAY, CLEARED, UNTAGGED = (next(names_on(0, name)) for name in ("work", "away", "cleared", "untagged"))
@@ -213,7 +240,7 @@ def test_open_of_format_1_keeps_every_row_and_adds_defaults(old: Path) -> None:
         for key, data in rows["payloads"]:
             assert store.payload(key) == data
         store.close()
-        assert read(path, "PRAGMA user_version") == [(2,)]
+        assert read(path, "PRAGMA user_version") == [(schema.FORMAT,)]
         assert read(path, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -240,23 +267,26 @@ def test_commit_into_upgraded_file_keeps_every_new_column(old: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("step", range(MIGRATION_STEPS + 1))
-def test_open_of_format_1_killed_at_any_statement_leaves_it_to_be_opened_again(old: Path, step: int) -> None:
+@pytest.mark.parametrize(("version", "step"), MIGRATION_STEPS)
+def test_open_of_format_1_killed_at_any_statement_leaves_it_to_be_opened_again(
+    old: Path, version: int, step: int
+) -> None:
     """The process ends before each statement of the migration, and before it is committed."""
     path = shard_path(old, 0)
     before = old_rows(path)
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from restq.shards import sqlite_store\n"
+        "from restq.shards import schema\n"
+        "from restq.shards.sqlite_store import SqliteStore\n"
         "class Killing(str):\n"
         "    def split(self, by):\n"
         "        for number, statement in enumerate([*str.split(self, by), 'SELECT 1']):\n"
         f"            if number == {step}:\n"
         "                os._exit(9)\n"
         "            yield statement\n"
-        "sqlite_store._MIGRATIONS[2] = Killing(sqlite_store._MIGRATIONS[2])\n"
-        "sqlite_store.SqliteStore(Path(sys.argv[1]))\n"
+        f"schema.MIGRATIONS[{version}] = Killing(schema.MIGRATIONS[{version}])\n"
+        "SqliteStore(Path(sys.argv[1]))\n"
     )
     assert subprocess.run([sys.executable, "-c", code, path], check=False, timeout=30).returncode == 9
     assert read(path, "PRAGMA user_version") == [(1,)]
@@ -270,18 +300,74 @@ def test_open_of_format_1_where_the_migration_fails_changes_nothing(old: Path, m
     path = shard_path(old, 0)
     before = old_rows(path)
     with monkeypatch.context() as patch:
-        patch.setitem(sqlite_store._MIGRATIONS, 2, sqlite_store._MIGRATIONS[2] + "; CREATE TABLE jobs (x)")
+        patch.setitem(schema.MIGRATIONS, 2, schema.MIGRATIONS[2] + "; CREATE TABLE jobs (x)")
         with pytest.raises(StoreRefused, match="jobs already exists"):
             SqliteStore(path)
     assert read(path, "PRAGMA user_version") == [(1,)]
     assert old_rows(path) == before
     SqliteStore(path).close()
-    assert read(path, "PRAGMA user_version") == [(2,)]
+    assert read(path, "PRAGMA user_version") == [(schema.FORMAT,)]
+
+
+def test_open_of_format_2_takes_rows_without_checksums_and_checks_those_that_are_written_since(old: Path) -> None:
+    path = shard_path(old, 0)
+    database = sqlite3.connect(path, isolation_level=None)
+    database.executescript(FORMAT_2)
+    database.execute("INSERT INTO tags VALUES (60, 1, 'x', '{\"rate\": 1}', 5.0)")
+    database.execute("INSERT INTO results VALUES (61, 1, 'done', 2.0, '{}')")
+    database.execute("INSERT INTO replies VALUES (62, 1, 'n', 'ab', 3.0, x'0102')")
+    database.execute("INSERT INTO failures VALUES (8, 1, 'e', 1, 4.0)")
+    database.close()
+    store = SqliteStore(path)
+    loaded = store.load()
+    assert (loaded.tags, loaded.replies) == ([TagRow(60, 1, "x", '{"rate": 1}', 5.0)], [(62, 1, "n", "ab", 3.0, 2)])
+    places = list(loaded.places)
+    assert (store.results(1, 0, 9)[0].key, store.reply(62), store.failure(8)) == (
+        61,
+        b"\1\2",
+        FailureRow(8, 1, "e", 1, 4.0),
+    )
+    assert store.payload(9) == LARGE.encode()
+    changes = Changes()
+    new = (101, 2, 2.0, 0.0, 0, 0, 0, 0, "", 101, 1, "new", "[]", "", "", 0, "")
+    changes.put(places[0], None)  # an old one, written again
+    changes.put(new, None)  # type: ignore[arg-type]
+    asyncio.run(store.commit(changes, Mark(42, 102, loaded.mark.clock)))
+    store.close()
+    store = SqliteStore(path)
+    assert list(store.load().places) == [*places, new]
+    store.close()
+    for table, key in (("places", 4), ("jobs", 4), ("places", 101), ("jobs", 101)):
+        column = "at" if table == "places" else "data"
+        assert read(path, f"SELECT checksum IS NULL FROM {table} WHERE key = {key}") == [(0,)]
+        refused_once_changed(path, table, key, f"{column} = '8.0'")
+    refused_once_changed(path, "jobs", 101, "checksum = NULL")
+    database = sqlite3.connect(path, isolation_level=None)
+    assert read(path, "SELECT count(*) FROM places WHERE checksum IS NULL") == [(len(places) - 1,)]
+    database.execute("UPDATE jobs SET checksum = NULL WHERE key = 4")  # as it came from the earlier format
+    database.close()
+    store = SqliteStore(path)
+    assert len(list(store.load().places)) == len(places) + 1
+    store.close()
+
+
+def refused_once_changed(path: Path, table: str, key: int, change: str) -> None:
+    """What a changed row does to a start. Then it is as it was."""
+    before = path.read_bytes()
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute(f"UPDATE {table} SET {change} WHERE key = {key}")
+    database.close()
+    store = SqliteStore(path)
+    with pytest.raises(StoreRefused, match=f"row {key} of table '{table}' is not what was written"):
+        list(store.load().places)
+    store.close()
+    path.write_bytes(before)
 
 
 def test_open_of_format_1_with_many_rows_rewrites_none(tmp_path: Path) -> None:
     """So an upgrade takes as long for a million jobs as for none."""
     rows: Rows = {
+        "mark": [(1, 20, 20_000, 1.0)],
         "realms": [(1, WORK, 600.0, 1, 0, None)],
         "queues": [(2, 1, 0, 600.0)],
         "jobs": [(key, 1, f"job {key}", "[]", '"' + "x" * 100 + '"', "", 0) for key in range(3, 20_000)],
@@ -299,7 +385,7 @@ def test_open_of_format_1_with_many_rows_rewrites_none(tmp_path: Path) -> None:
 def test_relocate_over_format_1_brings_every_realm_home(old: Path, shard_count: int) -> None:
     """An upgrade and another number of shards in one start."""
     before = [old_rows(shard_path(old, shard)) for shard in (0, 1)]
-    pinned = relocate(old, shard_count)
+    pinned = relocate(old, shard_count).pinned
     assert pinned == ({} if shard_count == 1 else {AWAY: 1})
     found: list[str] = []
     job_ids: list[str] = []

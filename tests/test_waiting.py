@@ -24,6 +24,7 @@ from shard_rig import (
 from restq.protocol import MOVED
 from restq.shards import leasing, waking
 from restq.shards import shard as shard_module
+from restq.shards.store import Room
 
 KEY = ("k", "digest")
 
@@ -555,7 +556,7 @@ def test_full_disk_changes_nothing_for_those_who_wait_for_several_realms(rig: Ri
     rig.add(A, "y", "z", queue=1, max_attempts=1)
     rig.leases(A, 2, queues=[1], lease_time=10)
     several = waiting_several(rig, None, [7])
-    rig.shard.full = True
+    rig.shard.set_room(Room.NONE)
     rig.now += 10
     for operation, params in (("get_stats", []), ("peek", [5, None, None, None, None])):
         request = rig.send(operation, "", params)
@@ -566,7 +567,7 @@ def test_full_disk_changes_nothing_for_those_who_wait_for_several_realms(rig: Ri
         assert not rig.busy
     assert several not in rig.replies
     assert len(rig.store._tables["jobs"]) == 3
-    rig.shard.full = False
+    rig.shard.set_room(Room.ENOUGH)
     rig.run()
     assert sorted(row[2] for row in rig.store._tables["jobs"].values()) == ["y", "z"]
 

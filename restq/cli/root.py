@@ -39,6 +39,8 @@ COMMANDS: Mapping[str, str] = {
     "limit": "restq.cli.limits",
     "configure": "restq.cli.limits",
     "shards": "restq.cli.shards",
+    "backup": "restq.cli.backup",
+    "check": "restq.cli.check",
     "config": "restq.cli.settings",
 }
 

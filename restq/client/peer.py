@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from restq.client.call import Call
 from restq.config import OPTIONS, Config, ConfigError, load_default
 from restq.errors import (
+    BodyMalformed,
     LeaseStale,
     Overloaded,
     RestqError,
@@ -68,11 +69,8 @@ class Peer:
         try:
             reply = decode()
         except ValueError as error:
-            # A proxy says 503, too, while it does not reach restq.
-            kind = ServerUnreachable if status == ServerUnreachable.status else RestqError
-            raise kind(
-                f"{self.uri} answered with status {status} and something that is not JSON: is it a restq server?"
-            ) from error
+            # Not `from error`: to requests it is an OSError and a ValueError, which marks what was never sent.
+            raise self._not_json(status, is_empty=getattr(error, "doc", None) == "") from None
         self.has_answered = True
         if status == 200:
             return call.read(reply)
@@ -83,6 +81,17 @@ class Peer:
         if status == ServerUnreachable.status and not isinstance(refusal, OUTAGES):
             raise ServerUnreachable(str(refusal))
         raise refusal
+
+    def _not_json(self, status: int, is_empty: bool) -> RestqError:
+        # Where a connection ends within the headers of a reply, `http.client` takes that for the end of the headers.
+        # A bare 400 is what Tornado itself says to what is no HTTP.
+        if is_empty and status != BodyMalformed.status:
+            return ServerUnreachable(
+                f"the connection to {self.uri} failed: the reply was cut: whether the request was done is not known"
+            )
+        # A proxy says 503, too, while it does not reach restq.
+        kind = ServerUnreachable if status == ServerUnreachable.status else RestqError
+        return kind(f"{self.uri} answered with status {status} and something that is not JSON: is it a restq server?")
 
     def unreachable(self, error: OSError, seconds: float) -> RestqError:
         """The sentence for a request without a reply: above all whether it may have been done."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from restq.errors import DataDiffers, JobExists, QueueFull
 from restq.names import QueueId
 from restq.shards import endings, limits
+from restq.shards.bounds import JOB, growth
 from restq.shards.data import Large, same
 from restq.shards.job import FRESH, MARK_CANCELLED, MARK_NONE, PLAIN, Job, Terms
 from restq.shards.queue import Queue
@@ -49,10 +50,13 @@ class AddCheck:
         self._where = where
         self._gone = gone
         self._fresh: dict[str, bytes | None] = {}  # jobs that would come to be, with their data
+        self.jobs_added = self.memory_added = 0  # by these, as far as it must be known
 
     def take(self, new_jobs: Sequence[NewJob], indexes: Sequence[int] | None = None) -> None:
         """Raise DataDiffers or JobExists, with the job's index out of `indexes` or among these."""
         fresh, jobs = self._fresh, self._realm.jobs
+        if self._realm.bounds.are_set:
+            self.memory_added += growth(self._realm, new_jobs)
         for position, (job_id, _, data, _, wishes) in enumerate(new_jobs):
             known: bytes | Large | None
             job = jobs.get(job_id)
@@ -77,9 +81,20 @@ class AddCheck:
         """Raise QueueFull if there is no room for all of them."""
         realm, fresh = self._realm, self._fresh
         jobs_max, bytes_max = realm.settings.max_jobs, realm.settings.max_bytes
-        if not fresh or not (jobs_max or bytes_max):
+        if not (jobs_max or bytes_max or realm.bounds.are_set):
             return
         new_count = sum(job_id not in realm.jobs or job_id in self._gone for job_id in fresh)
+        self._check_realm(new_count)
+        freed = [realm.jobs[job_id] for job_id in self._gone if job_id in realm.jobs]
+        self.jobs_added = new_count - len(freed)
+        self.memory_added -= sum(JOB + len(job.job_id) + job.inline_bytes for job in freed)
+        realm.bounds.check(self.jobs_added, self.memory_added)
+
+    def _check_realm(self, new_count: int) -> None:
+        realm, fresh = self._realm, self._fresh
+        jobs_max, bytes_max = realm.settings.max_jobs, realm.settings.max_bytes
+        if not fresh:
+            return
         if jobs_max and len(realm.jobs) - len(self._gone) + new_count > jobs_max:
             raise QueueFull(f"realm {realm.name!r} holds {len(realm.jobs)} jobs and takes no more than {jobs_max}")
         added = sum(len(job_id) + len(data or b"") for job_id, data in fresh.items())

@@ -21,8 +21,8 @@ BATCH = "batch"
 class Task(NamedTuple):
     """What holds a realm for long: the kind of a sweep, "move", "arrive" or BATCH.
 
-    `target` is a queue, a tag, a shard, or the key of the payload that is the body of a batch. `once` is the
-    idempotency key and the digest of the request that began it, if it came with one.
+    `target` is a queue, a tag, a shard, the number of a pull, or the key of the payload that is the body of a batch.
+    `once` is the idempotency key and the digest of the request that began it, if it came with one.
     """
 
     kind: str
@@ -108,7 +108,7 @@ class ReplyRow(NamedTuple):
     """The reply to a request that came with an idempotency key. Memory holds all but the body."""
 
     key: int
-    realm: int  # 0 for a request on several realms
+    realm: int  # see `Replies`
     name: str  # the idempotency key
     digest: str  # of path and body
     at: float

@@ -23,8 +23,13 @@ def get_stats(shard: Shard, mail: Mail, call: Call) -> Reply:
 
 
 def recall(shard: Shard, mail: Mail, call: Call) -> Reply:
-    """What this very pull over several realms leased here when it came before: [index, job], in any order."""
-    rows = [row for realm in shard.realms() for row in shard.replies.find(realm.key, mail.once, call.now)]
+    """What this very pull over several realms leased here when it came before: [index, job], in any order.
+
+    `params`: the realms over which it goes, or null for all.
+    """
+    [names] = call.params
+    realms = shard.realms() if names is None else filter(None, map(shard.find, names))
+    rows = [row for realm in realms for row in shard.replies.find(realm.key, mail.once, call.now)]
     parts = [body[1:-1] for row in rows if (body := shard.archive.reply(row)) is not None]
     return Reply(mail.request_id, 200, b"[" + b",".join(parts) + b"]")
 
@@ -47,6 +52,12 @@ def wait_on(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
     return wait_ready(shard, mail, call._replace(params=[max_queue, queues, tags, stirred, seconds]))
 
 
+def ask_again(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
+    """Ask once more for who waits, after something happened."""
+    operation = wait_on if mail.operation == "wait_ready" else INTERNAL_OPERATIONS[mail.operation]
+    return operation(shard, mail, call)
+
+
 def has_ready(shard: Shard, call: Call) -> Reply | None:
     """The answer to `wait_ready` if there is one now."""
     try:
@@ -63,7 +74,9 @@ def next_events(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
     realm, number, seconds = call.params
     if realm is not None and (owner := shard.placement.shard_of(realm)) != shard.index:
         return Elsewhere(realm, owner).reply(mail.request_id)
-    shard.listen()
+    if shard.events.listen(call.now):
+        for held in shard.realms():
+            held.events = shard.events.told
     no_events: list[Event] = []
     if number is None or number > shard.events.last:
         found, at, lost = no_events, shard.events.last, 0

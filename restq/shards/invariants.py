@@ -40,6 +40,10 @@ def check(realm: Realm) -> None:
     _expect(in_order == sorted(realm.jobs.values(), key=lambda job: job.key), "the roll holds the jobs in order")
     size = sum(len(job.job_id) + job.data_bytes for job in realm.jobs.values())
     _expect(realm.data_bytes == size, "the bytes are counted")
+    inline = sum(len(job.job_id) + job.inline_bytes for job in realm.jobs.values())
+    _expect(realm.inline_bytes == inline, "the bytes in memory are counted")
+    _expect(realm.place_count == sum(len(job.places) for job in realm.jobs.values()), "the places are counted")
+    _expect(realm.tags.carried_count == sum(len(job.tags) for job in realm.jobs.values()), "what is carried is counted")
     _check_tags(realm, every)
     _check_limits(realm, every)
     for queue in realm.queues.values():

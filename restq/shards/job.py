@@ -74,6 +74,11 @@ class Job:
         return self.data.size if isinstance(self.data, Large) else len(self.data or b"")
 
     @property
+    def inline_bytes(self) -> int:
+        """Of its data, what memory holds."""
+        return 0 if self.data is None or isinstance(self.data, Large) else len(self.data)
+
+    @property
     def places(self) -> tuple[Place, ...]:
         """Its place in each of its queues."""
         return () if self.first is None else (self.first, *self.others)

@@ -98,6 +98,7 @@ class Loader:
                 for tag in tags:
                     realm.tags.carry(tag, job)
                 realm.data_bytes += len(job_id) + job.data_bytes
+                realm.inline_bytes += len(job_id) + job.inline_bytes
             if at != last_at:
                 last_at = at
             if history != tuple(past):
@@ -105,6 +106,7 @@ class Loader:
                 history = FRESH if history == FRESH else history
             place = make_place((last_at, key, queue, job, history))
             job.add(place)
+            realm.place_count += 1
             hold(place)
 
     def _tags_of(self, text: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from restq.shards.changes import Changes, FailureRow, ResultRow
-from restq.shards.store import Kept, Loaded, Mark
+from restq.shards.store import Kept, Loaded, Mark, Room
 
 
 class MemoryStore:
@@ -42,6 +42,10 @@ class MemoryStore:
                 else:
                     kept[key] = row
         self._mark = mark
+
+    def room(self) -> Room:
+        """Enough."""
+        return Room.ENOUGH
 
     def payload(self, job_key: int) -> bytes:
         """The large data of a job."""

@@ -18,39 +18,47 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from restq import child
+from restq import child, memory
 from restq.errors import StorageFull
 from restq.loop import run
 from restq.placement import Placement
 from restq.protocol import Frames, Reply, pack
 from restq.shards import moving
-from restq.shards.actor import Mail
+from restq.shards.actor import Mail, refusal
+from restq.shards.bounds import Bounds
+from restq.shards.commands.call import NOTHING
 from restq.shards.full import refuse
 from restq.shards.shard import Shard
 from restq.shards.sqlite_store import SqliteStore
-from restq.shards.store import Store, StoreFailed, StoreRefused
+from restq.shards.store import Room, Store, StoreFailed, StoreRefused
 
 WRITE_BYTES_MAX = 32 << 20  # of replies that a front end has not taken yet; beyond it the shard waits for it
 DRAIN_SECONDS = 10.0
-ROOM_BYTES_MIN = 16 << 20  # a disk that was full takes changes again from here on
-FULL_SECONDS = 1.0
+FULL_SECONDS = 1.0  # between two looks whether a disk that was full has room again
+FULL_SECONDS_MAX = 4.0  # where it took long to load the file again, as that must not be all that the shard does
+MEMORY_STEP_BYTES = 4 << 20  # of jobs that are added before a look at how much memory is left
+MEMORY_SECONDS = 0.5  # between two looks while that is too little
+BACK_UP = "back_up"  # an operation that is none of the shard, but of its file
 SLEEP_SECONDS_MAX = 3600.0  # without a look at the clock
 
 log = logging.getLogger("restq.shard")
 
 
 class Clock:
-    """The time of a shard: the wall's at its start, from there on the monotonic clock's, and never behind `floor`.
+    """The time of a shard: the monotonic clock's plus an offset, and never behind `floor`.
 
-    A wall clock that is set while the shard runs, or between two runs, neither ends nor prolongs a lease.
+    The offset is how far the wall clock was ahead of the monotonic one when the server started: all its shards share
+    it, also those that start again. So a wall clock that is set while the server runs neither ends nor prolongs a
+    lease, not even where a shard is killed or a realm moves; one that was set back between two runs prolongs none.
     """
 
-    def __init__(self, floor: float) -> None:
-        self._start = max(time.time(), floor) - time.monotonic()
+    def __init__(self, floor: float, offset: float | None = None) -> None:
+        now = time.monotonic()
+        self._offset = max(time.time() - now if offset is None else offset, floor - now)
 
     def now(self) -> float:
         """Seconds since the epoch."""
-        return self._start + time.monotonic()
+        return self._offset + time.monotonic()
 
 
 class Connection(asyncio.Protocol):
@@ -83,10 +91,15 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """From the loop: requests, whole or in part."""
         arrived_at = time.monotonic()
-        receive = self._process.shard.receive
+        process = self._process
+        receive = process.shard.receive
         for frame in self._frames.feed(data):
-            receive(Mail(self, arrived_at, *frame))
-        self._process.wake()
+            mail = Mail(self, arrived_at, *frame)
+            if mail.operation == BACK_UP:
+                process.back_up(mail)
+            else:
+                receive(mail)
+        process.wake()
 
     def reply(self, reply: Reply) -> None:
         """Send a reply with the next flush."""
@@ -124,15 +137,20 @@ class ShardProcess:
         self._settings = settings
         self._store = store
         loaded = store.load()
-        self._clock = Clock(loaded.mark.clock)
+        self._clock = Clock(loaded.mark.clock, settings.get("clock_offset"))
         self._group = loaded.mark.group
         placement = Placement(settings["count"], settings["elsewhere"])
-        self.shard = Shard(settings["index"], placement, settings["default_lease_time"], store, random.random)
+        bounds = Bounds(settings.get("jobs_max", 0), settings.get("memory_max", 0))
+        self.shard = Shard(settings["index"], placement, settings["default_lease_time"], store, random.random, bounds)
         self.shard.load(loaded, self._clock.now())
         self._moves: set[asyncio.Task[None]] = set()
+        self._backups: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
         self._stopping = False
         self._failure: BaseException | None = None  # of a move: only a new start helps
+        self._memory_seen = -MEMORY_STEP_BYTES  # what the jobs held when somebody looked how much memory is left
+        self._memory_at = 0.0
+        self._looking: asyncio.TimerHandle | None = None  # for room on a disk that was full
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -147,6 +165,7 @@ class ShardProcess:
     async def run(self) -> None:
         """Serve until stopped. Raises StoreFailed where only a new start helps."""
         shard = self.shard
+        self._look()
         while True:
             while shard.busy(self._clock.now()) or shard.outbox or (len(shard.changes) and not shard.full):
                 if self._failure is not None:
@@ -177,6 +196,9 @@ class ShardProcess:
         shard = self.shard
         started_at = time.monotonic()
         now = self._clock.now()
+        if Room.NONE < shard.room < Room.ENOUGH:
+            shard.set_room(min(shard.room, self._store.room()))
+        self._look_at_memory()
         shard.turn(now)
         changes = shard.take_changes()
         outbox, shard.outbox = shard.outbox, []
@@ -216,21 +238,57 @@ class ShardProcess:
         log.warning("shard %d: %s", shard.index, full)
         for move in self._moves:
             move.cancel()
+        shard.set_room(min(Room(shard.room - 1), self._store.room()))
         refused = refuse(shard, outbox, full)
+        started_at = time.monotonic()
         shard.load(self._store.load(), self._clock.now())
-        if not shard.full:
-            shard.full = True
-            asyncio.get_running_loop().call_later(FULL_SECONDS, self._probe)
+        self._look_again(min(FULL_SECONDS_MAX, max(FULL_SECONDS, 10.0 * (time.monotonic() - started_at))))
         return refused
 
-    def _probe(self) -> None:
-        """Take changes again once the disk has room."""
-        disk = os.statvfs(Path(self._settings["path"]).parent)
-        if disk.f_bavail * disk.f_frsize >= ROOM_BYTES_MIN:
-            self.shard.full = False
-            self.wake()
+    def _look_again(self, seconds: float) -> None:
+        """See after so many seconds what there is room for, and again until there is enough."""
+        if self._looking is not None:
+            self._looking.cancel()
+        self._looking = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        before = self.shard.room
+        self.shard.set_room(self._store.room())
+        if self.shard.room < Room.ENOUGH:
+            self._look_again(FULL_SECONDS)
+        elif before < Room.ENOUGH:
+            log.warning("shard %d: there is room on the disk again", self.shard.index)
+        self.wake()
+
+    def _look_at_memory(self) -> None:
+        """Once the jobs took some more of it, or while there is too little of it."""
+        bounds = self.shard.bounds
+        is_little = bounds.memory_left < math.inf and time.monotonic() >= self._memory_at
+        if is_little or bounds.memory >= self._memory_seen + MEMORY_STEP_BYTES:
+            self._memory_at = time.monotonic() + MEMORY_SECONDS
+            self._memory_seen = bounds.memory
+            bounds.memory_left = memory.for_jobs()
+
+    def back_up(self, mail: Mail) -> None:
+        """Copy the file to `params[0]` beside all else."""
+        copying = asyncio.get_running_loop().create_task(self._back_up(mail))
+        self._backups.add(copying)
+        copying.add_done_callback(self._backups.discard)
+
+    async def _back_up(self, mail: Mail) -> None:
+        try:
+            await self._store.back_up(Path(mail.params[0]), lambda: self._stopping or mail.sender.is_gone)
+        except StoreRefused as refused:
+            reply = refusal(mail, refused)
         else:
-            asyncio.get_running_loop().call_later(FULL_SECONDS, self._probe)
+            reply = Reply(mail.request_id, 200, NOTHING)
+        mail.sender.reply(reply)
+        mail.sender.flush()
+
+    async def finish(self) -> None:
+        """Wait until nobody uses the store any more."""
+        await asyncio.gather(*self._backups)
 
     def _start_moves(self) -> None:
         if self.shard.full:
@@ -268,6 +326,7 @@ async def serve(settings: dict[str, Any], store: Store) -> None:
     child.say_ready()
     try:
         await process.run()
+        await process.finish()
     finally:
         server.close()
         with contextlib.suppress(FileNotFoundError):
@@ -279,6 +338,7 @@ def main() -> int:
     settings = child.begin()
     try:
         store = SqliteStore(Path(settings["path"]))
+        store.keep_reserve(settings["count"])
     except StoreRefused as refused:
         log.error("%s", refused)
         return child.EXIT_REFUSED

@@ -32,6 +32,7 @@ from restq.errors import JobNotFound
 from restq.names import QueueId, queue_order
 from restq.shards import endings, limits, rows
 from restq.shards.agenda import Agenda, Expiries
+from restq.shards.bounds import UNBOUNDED
 from restq.shards.changes import Changes, Keys, Task
 from restq.shards.data import INLINE_BYTES_MAX, Large, large
 from restq.shards.gates import Limit
@@ -68,8 +69,9 @@ class Realm:
     """
 
     __slots__ = tuple(
-        "agenda born changes chance clock data_bytes default_lease_time epoch events exists expiries jobs key keys"
-        " leases name pinned queues result_count roll settings shift tags task _order".split()
+        "agenda born bounds changes chance clock data_bytes default_lease_time epoch events exists expiries"
+        " inline_bytes jobs key keys leases name pinned place_count queues result_count roll settings shift tags task"
+        " _order".split()
     )
 
     def __init__(
@@ -95,6 +97,8 @@ class Realm:
         self.jobs: dict[str, Job] = {}
         self.roll = Roll()
         self.data_bytes = 0  # of the ids and the data of all jobs
+        self.inline_bytes = 0  # of these, what memory holds
+        self.place_count = 0
         self.tags = TagIndex()
         self.queues: dict[QueueId, Queue] = {}
         self.leases: dict[int, Job] = {}  # by the key of the place: the job of each lease that is in force
@@ -104,6 +108,7 @@ class Realm:
         self.keys = keys
         self.changes = changes
         self.chance = chance
+        self.bounds = UNBOUNDED  # of all realms that are together in a shard
         self.events: list[Event] | None = None  # what happens goes there while somebody listens
         self._order: list[Queue] = []  # the queues, in the order in which they are served
 
@@ -165,6 +170,7 @@ class Realm:
         """Put the job into one more queue."""
         place = make_place((at, key, queue, job, history))
         job.add(place)
+        self.place_count += 1
         if job.gates or at > self.clock or history is not FRESH:
             self.hold(place)
         else:  # as nearly every add
@@ -279,6 +285,7 @@ class Realm:
             job.data = large(text)
             self.changes.payloads[key] = text
         self.data_bytes += len(job_id) + (len(text) if text else 0)
+        self.inline_bytes += len(job_id) + job.inline_bytes
         if terms is not PLAIN:
             job.terms = self.tags.shared_terms(terms)
             if terms.expires_at:
@@ -294,6 +301,7 @@ class Realm:
         """Let go of the job; its place `popped` is out of the heap `popped_from` already."""
         changes = self.changes
         self.data_bytes -= len(job.job_id) + job.data_bytes
+        self.inline_bytes -= len(job.job_id) + job.inline_bytes
         if isinstance(job.data, Large):
             changes.payloads[job.key] = None
         if job.terms.expires_at:
@@ -323,6 +331,7 @@ class Realm:
     def _forget_place(self, place: Place, event: str) -> None:
         if self.events is not None:
             self.tell(event, place)
+        self.place_count -= 1
         self.changes.places[place.key] = None
         if place.history.nacks or place.history.expiries:
             self.changes.failures[place.key] = None

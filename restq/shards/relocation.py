@@ -14,10 +14,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from restq.errors import StorageFull
 from restq.placement import home
 from restq.shards.changes import BATCH, Changes, RealmRow, Task, payload_keys, shifted
+from restq.shards.reserve import reserve_path
 from restq.shards.sqlite_store import SqliteStore
-from restq.shards.store import KEPT, Loaded, Mark
+from restq.shards.store import KEPT, Loaded, Mark, StoreRefused
 
 CHUNK_ROWS = 10_000
 CHUNK_BYTES = 32 << 20  # of what may be large: data, results, replies
@@ -46,14 +48,26 @@ class Copy(NamedTuple):
     shift: int
 
 
-def relocate(data_dir: Path, shard_count: int) -> dict[str, int]:
-    """Put each realm where it belongs; returns the shards of the pinned ones. Raises StoreRefused."""
+class Relocated(NamedTuple):
+    """What a server has to know of its files: the shards of pinned realms, and the latest time that a file has seen."""
+
+    pinned: dict[str, int]
+    clock: float
+
+
+def relocate(data_dir: Path, shard_count: int) -> Relocated:
+    """Put each realm where it belongs. Raises StoreRefused."""
     present = sorted(int(found[1]) for path in data_dir.iterdir() if (found := _NAME.fullmatch(path.name)))
     stores: dict[int, SqliteStore] = {}
     try:
         for shard in sorted({*present, *range(shard_count)}):
             stores[shard] = SqliteStore(shard_path(data_dir, shard))
+        for shard in present:
+            if shard >= shard_count:
+                reserve_path(stores[shard].path).unlink(missing_ok=True)  # no shard keeps it any more
         return asyncio.run(_Relocation(stores, shard_count).run())
+    except StorageFull as full:
+        raise StoreRefused(f"{data_dir} has no room to move realms to their shards: {full}") from full
     finally:
         for store in stores.values():
             store.close()
@@ -68,7 +82,7 @@ class _Relocation:
         self._unkept: dict[int, Changes] = {shard: Changes() for shard in stores}
         self._unkept_bytes: dict[int, int] = dict.fromkeys(stores, 0)
 
-    async def run(self) -> dict[str, int]:
+    async def run(self) -> Relocated:
         pinned: dict[str, int] = {}
         leaving: dict[int, list[tuple[RealmRow, int]]] = {}
         for row, shard in self._settle_copies().values():
@@ -90,7 +104,7 @@ class _Relocation:
             # Notes on realms that live elsewhere are made anew from what was found.
             self._unkept[shard].moved.update(dict.fromkeys(loaded.moved))
             await self._keep(shard)
-        return pinned
+        return Relocated(pinned, max(mark.clock for mark in self._marks.values()))
 
     def _settle_copies(self) -> dict[str, Found]:
         """Remove what does not count; the realms that do, by name."""
@@ -112,7 +126,11 @@ class _Relocation:
     async def _copy(self, shard: int, realms: list[tuple[RealmRow, int]]) -> None:
         """Copy realms out of a file, which is read once, in chunks that do not count; then make each copy count."""
         store = self._stores[shard]
-        copies = {row.key: self._begin(row, shard, target) for row, target in realms}
+        first: dict[int, int] = {}  # the lowest key that goes to a target
+        for row, target in realms:
+            first[target] = min(row.key, first.get(target, row.key))
+        shifts = {target: self._make_room(shard, target, key) for target, key in first.items()}
+        copies = {row.key: self._begin(row, target, shifts[target]) for row, target in realms}
         for queue in self._loaded[shard].queues:
             copy = copies.get(queue.realm)
             if copy is not None:
@@ -157,14 +175,17 @@ class _Relocation:
         if len(self._unkept[target]) >= CHUNK_ROWS or self._unkept_bytes[target] >= CHUNK_BYTES:
             await self._keep(target)
 
-    def _begin(self, row: RealmRow, shard: int, target: int) -> Copy:
+    def _make_room(self, shard: int, target: int, first_key: int) -> int:
+        """By how much all keys that go from a shard to another are shifted: the same for all, as numbers do end."""
         source, mark = self._marks[shard], self._marks[target]
         # No number of the source may be given out again: leases are proven by them.
-        first = max(mark.next_key, source.next_key)
-        shift = first - row.key
+        shift = max(mark.next_key, source.next_key) - first_key
         self._marks[target] = mark._replace(next_key=source.next_key + shift, clock=max(mark.clock, source.clock))
-        arriving = row._replace(key=first, pinned=0, task=Task("arrive").text(), shift=row.shift + shift)
-        self._unkept[target].realms[first] = arriving
+        return shift
+
+    def _begin(self, row: RealmRow, target: int, shift: int) -> Copy:
+        arriving = row._replace(key=row.key + shift, pinned=0, task=Task("arrive").text(), shift=row.shift + shift)
+        self._unkept[target].realms[arriving.key] = arriving
         return Copy(arriving, target, shift)
 
     async def _keep(self, shard: int) -> None:

@@ -22,6 +22,7 @@ KEPT_SECONDS = 600.0  # and at least as long as the leases that the reply gave
 HELD_SECONDS_MAX = 86_400.0  # for longer no reply is kept, however long its leases hold
 KEPT_COUNT_MAX = 1_000_000
 KEPT_BYTES_MAX = 256 << 20
+_IN_VAIN = frozenset({"check_jobs", "pull"})  # these did nothing if they leased nothing
 
 # A kept reply without its body: row key, realm's key, idempotency key, digest of the request, kept until, bytes.
 KeptRow = tuple[int, int, str, str, float, int]
@@ -32,6 +33,7 @@ class _Kept(NamedTuple):
     digest: str
     until: float
     size: int
+    lease: int = 0  # the number of the pull whose jobs it gives; after a start or a move it is forgotten
 
 
 class Replies:
@@ -74,7 +76,7 @@ class Replies:
     def find(self, realm: int, once: Sequence[str], now: float) -> list[int]:
         """The rows that this very request left in the realm; none where it is new. Raises IdempotencyKeyReused.
 
-        From now on they count, whatever becomes of the first request: see `was_given_again`.
+        From now on they count, whatever becomes of the first request: see `withdraw`.
         """
         name, digest = once
         found = [kept for kept in self._kept.get((realm, name), ()) if kept.until > now]
@@ -86,27 +88,32 @@ class Replies:
         self._given_again.update(keys)
         return keys
 
-    def was_given_again(self, realm: int, name: str) -> bool:
-        """Whether the request came once more and got this reply: then it counts, whatever became of the first."""
-        return any(kept.key in self._given_again for kept in self._kept.get((realm, name), ()))
-
     def note(self, realm: int, mail: Mail, done: Done, now: float) -> None:
-        """Keep the reply to a request with a key. A pull that gave nothing did nothing: it is tried anew."""
-        if done.lease or mail.operation != "pull":
-            self.forget(realm, mail.once[0])
-            self.keep(realm, mail.once, done.body, now, done.held_until)
+        """Keep the reply to a request with a key, unless it did nothing: a pull in vain is tried anew."""
+        if done.lease or mail.operation not in _IN_VAIN:
+            for kept in self._kept.get((realm, mail.once[0]), ()):  # whose time is up
+                self._drop((realm, mail.once[0]), kept)
+            self.keep(realm, mail.once, done, now)
 
-    def keep(self, realm: int, once: Sequence[str], body: bytes, now: float, held_until: float = 0.0) -> None:
-        """Keep what a request did in a realm, `held_until` if its leases last longer than others are kept."""
+    def keep(self, realm: int, once: Sequence[str], done: Done, now: float) -> None:
+        """Keep what a request did in a realm, for longer than others if its leases last longer."""
         name, digest = once
-        key, until = self._keys.take(), max(now + KEPT_SECONDS, min(held_until, now + HELD_SECONDS_MAX))
-        self._changes.replies[key] = ReplyRow(key, realm, name, digest, until, body)
-        self._put((realm, name), _Kept(key, digest, until, len(body)))
+        key, until = self._keys.take(), max(now + KEPT_SECONDS, min(done.held_until, now + HELD_SECONDS_MAX))
+        self._changes.replies[key] = ReplyRow(key, realm, name, digest, until, done.body)
+        self._put((realm, name), _Kept(key, digest, until, len(done.body), done.lease))
 
-    def forget(self, realm: int, name: str) -> None:
-        """Keep what a request left in this realm no longer."""
-        for kept in self._kept.get((realm, name), ()):
+    def withdraw(self, realm: int, name: str, lease: int) -> bool:
+        """Forget the reply that gave the jobs of a pull, which is to be undone; whether it may be.
+
+        It may not if the request came once more and got this reply: then it counts, whatever became of the first.
+        """
+        found = self._kept.get((realm, name), ())
+        own = [kept for kept in found if kept.lease == lease]
+        if any(kept.key in self._given_again for kept in own or found):
+            return False
+        for kept in own:
             self._drop((realm, name), kept)
+        return True
 
     def _drop(self, place: tuple[int, str], dropped: _Kept) -> None:
         left = tuple(kept for kept in self._kept[place] if kept.key != dropped.key)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from restq.placement import Placement
-from restq.shards.actor import Actor, Elsewhere, Held
+from restq.protocol import Reply
+from restq.shards.actor import Actor, Elsewhere, Held, Mail
+from restq.shards.commands import SHARD_OPERATIONS
+from restq.shards.commands.call import Call, Done, Wait
+from restq.shards.internal import INTERNAL_OPERATIONS
+from restq.shards.moving import ARRIVAL_OPERATIONS
 from restq.shards.realm import Realm
 from restq.shards.replies import Replies
+
+if TYPE_CHECKING:
+    from restq.shards.shard import Shard
 
 
 class Several:
@@ -20,14 +29,16 @@ class Several:
         actors: Mapping[str, Actor],
         new_realm: Callable[[str], Realm],
         replies: Replies,
-        call: tuple[Sequence[str], float],
+        once: Sequence[str],
+        now: float,
     ) -> None:
         self._index = index
         self._placement = placement
         self._actors = actors
         self._new_realm = new_realm
         self._replies = replies
-        self._once, self._now = call
+        self._once = once
+        self._now = now
         self.touched: dict[str, Realm] = {}  # what was given: some may come to be
 
     def get(self, name: str) -> Realm:
@@ -53,11 +64,28 @@ class Several:
         """The realms that exist here."""
         return [name for name, actor in self._actors.items() if actor.realm is not None]
 
-    def is_done(self, realm: Realm) -> bool:
-        """Whether this very request did its part in the realm before. Raises IdempotencyKeyReused."""
-        return bool(self._once and self._replies.find(realm.key, self._once, self._now))
-
-    def keep(self, realm: Realm, body: bytes, held_until: float = 0.0) -> None:
-        """The part of the request in this realm is done, and this is its reply, with leases until then."""
+    def keep(self, realm: Realm, done: Done) -> None:
+        """The part of the request in this realm is done, and this is its reply."""
         if self._once:
-            self._replies.keep(realm.key, self._once, body, self._now, held_until)
+            self._replies.keep(realm.key, self._once, done, self._now)
+
+
+def serve_several(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
+    """Reply to a message that concerns several realms, or none. Raises Held."""
+    if mail.operation in INTERNAL_OPERATIONS:
+        return INTERNAL_OPERATIONS[mail.operation](shard, mail, call)
+    if mail.operation in ARRIVAL_OPERATIONS:
+        body = ARRIVAL_OPERATIONS[mail.operation](shard.arrivals, mail.params, call.now)
+        return Reply(mail.request_id, 200, body)
+    several = shard.several(mail.once)
+    try:
+        done = SHARD_OPERATIONS[mail.operation](several, call)
+        return Reply(mail.request_id, 200, done.body, done.lease)
+    except Elsewhere as elsewhere:
+        return elsewhere.reply(mail.request_id)
+    finally:
+        for name, realm in several.touched.items():
+            actor = shard.mailboxes.actor(name)
+            shard.settle(actor, realm)
+            if realm.exists:
+                shard.happened(actor)

@@ -9,6 +9,8 @@ something is due in it; whoever waits for its jobs is asked after each thing tha
     a task           who begins it               its realm         who ends it              after a crash
     sweep            clear, remove tagged,       is held           the last step            begins anew from the row
                      delete, redrive, ..
+    batch            a very large body           is held           the last slice           goes on
+    undo_pull        a very large pull           is held           the last slice           what it leased is undone
     move             pin, unpin                  is held           the target's HAVE        asks the target again
     arrive           another shard's move        counts for        its last rows: it        what came is removed
                                                  nothing yet       counts from then on
@@ -22,33 +24,37 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from restq.errors import InternalError, Overloaded, RestqError, StorageFull
+from restq.errors import InternalError, Overloaded, RestqError
 from restq.placement import Placement, home
 from restq.protocol import MOVED, Reply
-from restq.shards.actor import Actor, Elsewhere, Held, Mail, refusal
+from restq.shards.actor import Actor, Held, Mail, refusal
 from restq.shards.agenda import Agenda
 from restq.shards.archive import Archive, Reading
+from restq.shards.bounds import Bounds
 from restq.shards.changes import Changes, Keys
 from restq.shards.chores import Chores
-from restq.shards.commands import PULLING, READING, REALM_OPERATIONS, SHARD_OPERATIONS
+from restq.shards.commands import HELD_UP, PULLING, REALM_OPERATIONS, SHARD_OPERATIONS
 from restq.shards.commands.call import NOTHING, Call, Done, Wait, Work
 from restq.shards.events import Events
-from restq.shards.internal import INTERNAL_OPERATIONS, wait_on
+from restq.shards.internal import INTERNAL_OPERATIONS, ask_again
 from restq.shards.loader import Loader
 from restq.shards.mailboxes import Mailboxes
 from restq.shards.moves import Moves
 from restq.shards.moving import ARRIVAL_OPERATIONS, Arrivals
 from restq.shards.realm import Realm
 from restq.shards.replies import Replies
-from restq.shards.several import Several
+from restq.shards.room import RESTING, check_room, rests
+from restq.shards.several import Several, serve_several
 from restq.shards.stats import Stats
-from restq.shards.store import Loaded, Mark, StoreFailed
+from restq.shards.store import Loaded, Mark, Room, StoreFailed
 from restq.shards.sweeps import dissolve
 from restq.shards.tasks import RESUMED, STEP_COUNT, Tasks
 from restq.shards.waking import Waking
 
 GROUP_ROWS_MAX = 8_000  # a group that changed so many rows is committed before more mail is read
+LITTLE_ROWS_MAX = 500  # the same where there is little room on the disk: each row may take a page of the log
 TURN_REPLY_BYTES_MAX = 16 << 20  # replies that are sent before more mail is read
 MAIL_BYTES_MAX = 64 << 20  # of the bodies that wait; one more is refused
 
@@ -65,6 +71,7 @@ class Shard:
         default_lease_time: float,
         store: Reading,
         chance: Callable[[], float] = lambda: 0.5,
+        bounds: Bounds | None = None,
     ) -> None:
         self.index = index
         self.placement = placement
@@ -74,7 +81,7 @@ class Shard:
         self.stats = Stats()
         self.mailboxes = Mailboxes()
         self._reply_bytes = 0  # of the replies of this turn
-        self.full = False  # the disk is: changes are refused until a probe finds room
+        self.room = Room.ENOUGH  # on the disk: see `set_room`
         self._default_lease_time = default_lease_time
         self._chance = chance
         self._now = 0.0
@@ -82,13 +89,25 @@ class Shard:
         self.stirred: set[str] = set()  # realms to which something happened, since who waits for several was asked
         self.archive = Archive(store, self.changes)
         self.replies = Replies(self.keys, self.changes)
+        self.bounds = bounds or Bounds()
         self.waking = Waking(self.archive, self.replies, self.answer, self._realm_of)
         self.events = Events()
         self._chores = Chores(self.archive, self.changes, self.replies)
         self.tasks = Tasks(self)
         self.moves = Moves(self)
-        self._arrivals = Arrivals(self, self.tasks.discard, self.moves.arrive)
+        self.arrivals = Arrivals(self, self.tasks.discard, self.moves.arrive)
         self._agenda = Agenda()  # of actors, in whose realms time is to pass
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk has no room for any change: all of them are refused, and what time brings about waits."""
+        return self.room == Room.NONE
+
+    def set_room(self, room: Room) -> None:
+        """So much room there is from now on: what needs more is refused, or rests."""
+        self.room = room
+        if room == Room.ENOUGH:
+            self.tasks.wake()
 
     # -- start -------------------------------------------------------------------------------------------------
 
@@ -98,13 +117,14 @@ class Shard:
         self.keys.next_key = max(self.keys.next_key, loaded.mark.next_key)
         self.changes.take()
         self.events.forget()
-        self._arrivals.forget()
+        self.bounds.forget()
+        self.arrivals.forget()
         for actor in (*self.mailboxes.actors.values(), *self.tasks.actors):
             if actor.realm is not None:
                 dissolve(actor.realm)
         mail = self.mailboxes.clear() + self.waking.take_mail()
         self._agenda = Agenda()
-        self.tasks.actors.clear()
+        self.tasks.forget()
         self.moves.forget()
         for name, shard in loaded.moved.items():
             self.placement.learn(name, shard)
@@ -131,9 +151,10 @@ class Shard:
             return
         actor = self.mailboxes.actor(realm.name)
         actor.realm = realm
-        realm.events = self.events.told
+        realm.events, realm.bounds = self.events.told, self.bounds
         self.placement.learn(realm.name, self.index)
         self.stirred.add(realm.name)
+        self.bounds.count(realm)
         if realm.result_count:
             self._chores.keeps(realm)
         self._agenda.put(actor, realm.next_deadline())
@@ -159,9 +180,12 @@ class Shard:
             return
         if mail.realm:
             actor = self.mailboxes.actor(mail.realm)
+            if rests(self.room, actor):
+                self.answer(mail, refusal(mail, RESTING))
+                return
         else:
             # Two shards whose realms cross must not wait for each other behind a call that waits for both.
-            actor = self.mailboxes.several if mail.operation in SHARD_OPERATIONS else self.mailboxes.unheld
+            actor = self.mailboxes.several if mail.operation in HELD_UP else self.mailboxes.unheld
         self.mailboxes.receive(actor, mail)
 
     def busy(self, now: float) -> bool:
@@ -182,11 +206,15 @@ class Shard:
             self._let_time_pass()
             self._chores.do(self.realms(), now)
             self.tasks.step()
-        while self.mailboxes and not self._is_over and len(self.changes) < GROUP_ROWS_MAX:
+        rows_max = GROUP_ROWS_MAX if self.room == Room.ENOUGH else LITTLE_ROWS_MAX
+        while self.mailboxes and not self._is_over and len(self.changes) < rows_max:
             actor, mail = self.mailboxes.take()
             try:
                 outcome = self._serve(actor, mail)
             except Held:
+                if self.tasks.resting and actor is self.mailboxes.several:
+                    self.answer(mail, refusal(mail, RESTING))
+                    continue
                 self.mailboxes.put_back(actor, mail)  # until `release`, or the next turn
                 if actor is not self.mailboxes.several:
                     self.mailboxes.enqueue(actor)
@@ -196,8 +224,9 @@ class Shard:
                 break
         self.waking.time_up(now)
         if self.stirred and not self._is_over:  # else there is time to pass first
-            self.waking.several(self._ask_again, now)
+            self.waking.several(partial(ask_again, self), now)
             self.stirred.clear()
+        self.bounds.reply_count = self.replies.count
         if not self.full:
             self._chores.end_turn(now)
 
@@ -214,7 +243,7 @@ class Shard:
         elif outcome is not None:
             self.answer(mail, outcome)
         if actor.realm is not None and not actor.held:
-            self._happened(actor)
+            self.happened(actor)
         self.mailboxes.enqueue(actor)
         self.mailboxes.forget(actor)
 
@@ -226,10 +255,9 @@ class Shard:
                 raise InternalError(f"there is no operation {mail.operation!r}")
             if mail.sender.is_gone and mail.operation in PULLING:
                 return Reply(mail.request_id, 200, NOTHING)  # leased to nobody, jobs would only wait for their leases
-            if self.full and mail.operation not in READING:
-                raise StorageFull("there is no room left on the disk: nothing was done")
+            check_room(self.room, mail, actor)
             if not mail.realm:
-                return self._serve_several(mail, call)
+                return serve_several(self, mail, call)
             owner = self.placement.shard_of(mail.realm)
             if owner != self.index:
                 return Reply(mail.request_id, MOVED, b"", owner)
@@ -259,10 +287,10 @@ class Shard:
             body = self.archive.reply(kept[0])
             if body is not None:
                 return Reply(mail.request_id, 200, body)
-        if mail.operation == "undo_pull" and (key := "".join(mail.params[2:])):
-            if self.replies.was_given_again(realm.key, key):
+        if mail.operation == "undo_pull":
+            lease, _, *key = mail.params
+            if not self.replies.withdraw(realm.key, "".join(key), lease):
                 return Reply(mail.request_id, 200, NOTHING)
-            self.replies.forget(realm.key, key)
         outcome = REALM_OPERATIONS[mail.operation](realm, call)
         if isinstance(outcome, Work):
             actor.realm = realm  # which comes to be with the first step that writes
@@ -285,7 +313,7 @@ class Shard:
         """An empty realm, which comes to be when something is written to it."""
         realm = Realm(self.keys.take(), name, self._default_lease_time, self.keys, self.changes, self._chance)
         realm.pinned = home(name, self.placement.shard_count) != self.index
-        realm.events = self.events.told
+        realm.events, realm.bounds = self.events.told, self.bounds
         return realm
 
     def _realm_of(self, name: str) -> Realm:
@@ -301,11 +329,11 @@ class Shard:
             if actor.realm is None or actor.held:
                 continue  # `release` puts it down again
             self._is_over = not actor.realm.advance(self._now, STEP_COUNT)
-            self._happened(actor)
+            self.happened(actor)
             if self._is_over:
                 return
 
-    def _happened(self, actor: Actor) -> None:
+    def happened(self, actor: Actor) -> None:
         """Something happened to a realm, or time passed in it: whoever waits may get something."""
         realm = actor.realm
         self.stirred.add(actor.name)
@@ -314,37 +342,14 @@ class Shard:
         self.waking.happened(actor.name, realm, self._now)
         if realm is not None:
             self._agenda.put(actor, realm.next_deadline())
+            self.bounds.count(realm)
 
     # -- what concerns several realms, or none ---------------------------------------------------------------------
 
-    def _serve_several(self, mail: Mail, call: Call) -> Reply | Wait:
-        if mail.operation in INTERNAL_OPERATIONS:
-            return INTERNAL_OPERATIONS[mail.operation](self, mail, call)
-        if mail.operation in ARRIVAL_OPERATIONS:
-            body = ARRIVAL_OPERATIONS[mail.operation](self._arrivals, mail.params, call.now)
-            return Reply(mail.request_id, 200, body)
-        several = self.several(mail.once)
-        try:
-            done = SHARD_OPERATIONS[mail.operation](several, call)
-            return Reply(mail.request_id, 200, done.body, done.lease)
-        except Elsewhere as elsewhere:
-            return elsewhere.reply(mail.request_id)
-        finally:
-            for name, realm in several.touched.items():
-                actor = self.mailboxes.actor(name)
-                self.settle(actor, realm)
-                if realm.exists:
-                    self._happened(actor)
-
-    def _ask_again(self, mail: Mail, call: Call) -> Reply | Wait:
-        if mail.operation == "wait_ready":
-            return wait_on(self, mail, call)
-        return INTERNAL_OPERATIONS[mail.operation](self, mail, call)
-
     def several(self, once: Sequence[str] = ()) -> Several:
         """The realms of this shard, to a request, perhaps with a key, on more than one of them."""
-        actors, call = self.mailboxes.actors, (once, self._now)
-        return Several(self.index, self.placement, actors, self._new_realm, self.replies, call)
+        actors, new = self.mailboxes.actors, self._new_realm
+        return Several(self.index, self.placement, actors, new, self.replies, once, self._now)
 
     def realms(self) -> Iterator[Realm]:
         """The realms that exist here."""
@@ -357,22 +362,17 @@ class Shard:
         if not realm.exists and actor.realm is realm:
             self._chores.orphan(realm.key, self._now)
         actor.realm = realm if realm.exists else None
+        self.bounds.count(realm)
         self.mailboxes.forget(actor)
 
     def release(self, actor: Actor) -> None:
         """The realm is not held any more: its mail is served again."""
         actor.held = False
         if self.mailboxes.actors.get(actor.name) is actor:
-            self._happened(actor)
+            self.happened(actor)
         self.mailboxes.enqueue(actor)
         self.mailboxes.forget(actor)
         self.mailboxes.enqueue(self.mailboxes.several)
-
-    def listen(self) -> None:
-        """Somebody wants to know what happens."""
-        if self.events.listen(self._now):
-            for realm in self.realms():
-                realm.events = self.events.told
 
     def committed(self) -> None:
         """What this turn did is committed: now it is told."""
@@ -381,7 +381,7 @@ class Shard:
             for realm in self.realms():
                 realm.events = None
         elif has_news:
-            self.waking.several(self._ask_again, self._now)
+            self.waking.several(partial(ask_again, self), self._now)
 
     def find(self, name: str) -> Realm | None:
         """The realm of this name, if it exists here."""

@@ -6,64 +6,38 @@ through those of a realm and to count them. It costs only who keeps results. `sy
 before a commit returns; the log is moved into the database every `WAL_PAGES_MAX` pages, so neither it nor a start grows
 with the age of the server. Read it with the `sqlite3` shell: while no server holds it.
 
-To change the format: raise `FORMAT`, and give `_MIGRATIONS` the statements that lead from the one before. A column
-that is added at the end with a constant as its default is there at once, however many the rows: none is written.
+Before it is opened its log is scanned (`wal`), and then it must hold what its witness tells (`witness`): of a log that
+was damaged or cut SQLite would read a part, and say nothing. Every row carries a checksum (`checksums`), which is
+compared as often as the row is read.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import logging
+import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from restq.errors import StorageFull
+from restq.errors import RowDamaged, StorageFull
+from restq.shards import wal
 from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ResultRow, Stored, TagRow
-from restq.shards.store import KEPT, Kept, Loaded, Mark, StoreFailed, StoreRefused
+from restq.shards.checksums import with_checksums
+from restq.shards.reserve import FULL, WAL_PAGES_MAX, Reserve
+from restq.shards.schema import APPLICATION_ID, FORMAT, differs, migrate
+from restq.shards.sound_rows import UNREADABLE, SoundRows, damaged
+from restq.shards.store import KEPT, Kept, Loaded, Mark, Room, StoreFailed, StoreRefused
+from restq.shards.witness import Witness
 
-FORMAT = 2
-APPLICATION_ID = 0x52535451  # "RSTQ": `file` and we tell it from other SQLite files
 LOCK_WAIT_SECONDS = 10.0  # a shard that was killed may take a moment to let go of its file
-WAL_PAGES_MAX = 4096
+PIECE_BYTES = 1 << 20  # of the log, at a time
+BACK_UP_PAGES = 256  # copied at a time, for which commits wait: about a millisecond
+BACK_UP_PAUSE_SECONDS = 0.005
 CACHE_KIB = 16384  # what is written stands side by side: a larger cache made nothing faster
-
-_MIGRATIONS: dict[int, str] = {
-    1: """
-    CREATE TABLE mark (id INTEGER PRIMARY KEY CHECK (id = 1), last_group INTEGER, next_key INTEGER, clock REAL);
-    INSERT INTO mark VALUES (1, 0, 1, 0.0);
-    CREATE TABLE realms (key INTEGER PRIMARY KEY, name TEXT NOT NULL, default_lease_time REAL NOT NULL,
-        epoch INTEGER NOT NULL, pinned INTEGER NOT NULL, task TEXT);
-    CREATE TABLE queues (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, queue_id NOT NULL, lease_time REAL NOT NULL);
-    CREATE TABLE jobs (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, job_id TEXT NOT NULL, tags TEXT NOT NULL,
-        data TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL);
-    CREATE TABLE places (key INTEGER PRIMARY KEY, job INTEGER NOT NULL, queue INTEGER NOT NULL, at REAL NOT NULL,
-        leased_at REAL NOT NULL, lease INTEGER NOT NULL);
-    CREATE TABLE payloads (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
-    CREATE TABLE moved (name TEXT PRIMARY KEY, shard INTEGER NOT NULL) WITHOUT ROWID;
-    """,
-    2: """
-    ALTER TABLE realms ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
-    ALTER TABLE realms ADD COLUMN shift INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE queues ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
-    ALTER TABLE realms ADD COLUMN born INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE queues ADD COLUMN next_at REAL NOT NULL DEFAULT 0.0;
-    ALTER TABLE jobs ADD COLUMN terms TEXT NOT NULL DEFAULT '';
-    ALTER TABLE places ADD COLUMN nacks INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE places ADD COLUMN expiries INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE places ADD COLUMN mark INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE places ADD COLUMN worker TEXT NOT NULL DEFAULT '';
-    CREATE TABLE tags (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, tag TEXT NOT NULL, settings TEXT NOT NULL,
-        next_at REAL NOT NULL);
-    CREATE TABLE failures (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, error TEXT NOT NULL, exit_code INTEGER,
-        at REAL NOT NULL);
-    CREATE TABLE results (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, job_id TEXT NOT NULL, at REAL NOT NULL,
-        text TEXT NOT NULL);
-    CREATE INDEX results_by_realm ON results (realm);
-    CREATE TABLE replies (key INTEGER PRIMARY KEY, realm INTEGER NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
-        at REAL NOT NULL, body BLOB NOT NULL);
-    """,
-}
 
 _COLUMN_COUNTS = {
     "realms": 9,
@@ -79,13 +53,13 @@ _COLUMN_COUNTS = {
 }
 _PAIRS = ("payloads", "moved")  # tables whose row is a key and one value
 _PUT = {
-    table: f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * count)})" for table, count in _COLUMN_COUNTS.items()
+    table: f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * (count + 1))})"
+    for table, count in _COLUMN_COUNTS.items()
 }
 _DROP = {table: f"DELETE FROM {table} WHERE {'name' if table == 'moved' else 'key'} = ?" for table in _COLUMN_COUNTS}
-_PLACE_COLUMNS = ", ".join(
-    f"places.{column}" for column in "key queue at leased_at lease nacks expiries mark worker".split()
-)
 _LISTED = "(SELECT value FROM json_each(?))"  # of a JSON array: however long, it is one parameter
+
+log = logging.getLogger("restq.store")
 
 
 class SqliteStore:
@@ -93,15 +67,24 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._reserve: Reserve | None = None
+        self._witness = Witness(path)
+        _check_log(path)
         try:
-            self._database = sqlite3.connect(path, timeout=LOCK_WAIT_SECONDS, isolation_level=None)
-        except sqlite3.Error as error:
+            self._database = sqlite3.connect(
+                path, timeout=LOCK_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )  # `back_up` has a thread
+        except UNREADABLE as error:
             raise StoreRefused(_refusal(path, error)) from error
+        self._rows = SoundRows(self._database, path)
         try:
             self._open()
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             self._database.close()
             raise StoreRefused(_refusal(path, error)) from error
+        except RowDamaged as found:
+            self._database.close()
+            raise StoreRefused(found.message) from found
         except StoreRefused:
             self._database.close()
             raise
@@ -113,7 +96,7 @@ class SqliteStore:
         application_id = self._number("PRAGMA application_id")
         if application_id not in (0, APPLICATION_ID) or (application_id == 0 and self._number("PRAGMA schema_version")):
             raise StoreRefused(f"{self.path} is a database, but not one of restq's")
-        if found > FORMAT:
+        if not 0 <= found <= FORMAT:
             raise StoreRefused(
                 f"{self.path} is of format {found}, made by a newer restq; this one knows up to {FORMAT}"
             )
@@ -122,31 +105,42 @@ class SqliteStore:
         execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES_MAX}")
         execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         execute("BEGIN EXCLUSIVE")  # takes the lock now, and for good
-        for version in range(found + 1, FORMAT + 1):
-            for statement in _MIGRATIONS[version].split(";"):
-                execute(statement)
         if found < FORMAT:
-            execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            execute(f"PRAGMA user_version = {FORMAT}")
+            migrate(self._database, found)
+            self._rows.seal()
         execute("COMMIT")
+        self._check_last()
+        _write_log_again(self.path)
+
+    def _check_last(self) -> None:
+        """Whether this is the file that was written last, up to the last commit."""
+        if table := differs(self._database):
+            raise StoreRefused(damaged(self.path, f"its table {table!r} is not as restq made it"))
+        group, claimed = self._rows.mark().group, self._witness.claims()
+        if group < claimed:
+            raise StoreRefused(
+                f"{self.path} ends with commit {group}, but commit {claimed} was done: it was damaged, cut short or"
+                f" replaced. Put back a copy of the data directory; or, to go on with what this file holds, remove"
+                f" {self._witness.path.name}"
+            )
 
     def _number(self, query: str) -> int:
         return int(self._database.execute(query).fetchone()[0])
 
     def load(self) -> Loaded:
         """All that was committed, but for what the other methods read. Raises StoreRefused where it can't be read."""
-        select = self._database.execute
         try:
-            mark = Mark(*select("SELECT last_group, next_key, clock FROM mark").fetchone())
-            realms = [RealmRow(*row) for row in select("SELECT * FROM realms ORDER BY key")]
-            queues = [QueueRow(*row) for row in select("SELECT * FROM queues ORDER BY key")]
-            tags = [TagRow(*row) for row in select("SELECT * FROM tags ORDER BY key")]
-            # Of a blob, SQLite knows the length without reading it.
-            replies = select("SELECT key, realm, name, digest, at, length(body) FROM replies ORDER BY key").fetchall()
-            result_counts = dict(select("SELECT realm, count(*) FROM results GROUP BY realm"))
-            moved = dict(select("SELECT name, shard FROM moved"))
-        except sqlite3.Error as error:
+            mark = self._rows.mark()
+            realms = [RealmRow(*row) for row in self._rows.of("realms")]
+            queues = [QueueRow(*row) for row in self._rows.of("queues")]
+            tags = [TagRow(*row) for row in self._rows.of("tags")]
+            replies = list(self._rows.reply_notes())
+            result_counts = dict(self._database.execute("SELECT realm, count(*) FROM results GROUP BY realm"))
+            moved: dict[str, int] = dict(self._rows.of("moved", "ORDER BY name"))
+        except UNREADABLE as error:
             raise StoreRefused(_refusal(self.path, error)) from error
+        except RowDamaged as found:
+            raise StoreRefused(found.message) from found
         return Loaded(mark, realms, queues, tags, replies, result_counts, moved, self._places())
 
     def places_of(self, realm_keys: list[int]) -> Iterator[Stored]:
@@ -156,13 +150,15 @@ class SqliteStore:
     def kept_of(self, table: str, realm_keys: list[int]) -> Iterator[Kept]:
         """The rows of a table of `KEPT` that belong to these realms, in the order of their keys. Reads all of it."""
         # Not by the index: the rows would then have to be sorted, all of them before the first one is seen.
-        select = f"SELECT * FROM {table} NOT INDEXED WHERE realm IN {_LISTED} ORDER BY key"
+        which = f"NOT INDEXED WHERE realm IN {_LISTED} ORDER BY key"
         make = KEPT[table]
         try:
-            for row in self._database.execute(select, (json.dumps(realm_keys),)):
+            for row in self._rows.of(table, which, (json.dumps(realm_keys),)):
                 yield make(*row)
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise StoreRefused(_refusal(self.path, error)) from error
+        except RowDamaged as found:
+            raise StoreRefused(found.message) from found
 
     def remove_realms(self, realm_keys: list[int]) -> None:
         """Remove all rows of these realms, in one transaction. Reads the whole file."""
@@ -182,45 +178,73 @@ class SqliteStore:
 
     def _places(self, where: str = "", values: tuple[str, ...] = ()) -> Iterator[Stored]:
         """Streams, as plain tuples: at a start a million rows pass here, and naming their fields costs a second."""
-        select = (
-            f"SELECT {_PLACE_COLUMNS}, jobs.* FROM places"
-            f" JOIN jobs ON jobs.key = places.job {where} ORDER BY places.key"
-        )
         try:
-            rows = self._database.execute(select, values)
-            count = 0
-            while batch := rows.fetchmany(1000):
-                count += len(batch)
-                yield from batch
-            if not where and count != self._number("SELECT count(*) FROM places"):
-                raise StoreRefused(f"{self.path} is damaged: it holds places of jobs that it does not hold")
-        except sqlite3.Error as error:
+            yield from self._rows.places(where, values)
+        except UNREADABLE as error:
             raise StoreRefused(_refusal(self.path, error)) from error
+        except RowDamaged as found:
+            raise StoreRefused(found.message) from found
+
+    def keep_reserve(self, shard_count: int) -> None:
+        """From now on keep room in reserve, beside so many shards on this disk. Without, a full disk is just full."""
+        self._reserve = Reserve(self._database, self.path, shard_count)
+
+    def room(self) -> Room:
+        """How much room there is now; a group that needs more is refused, from here on."""
+        return Room.ENOUGH if self._reserve is None else self._reserve.room()
 
     async def commit(self, changes: Changes, mark: Mark) -> None:
         """Keep the group: one transaction, synced. See `Store.commit` for what it raises."""
-        database = self._database
-        try:
-            database.execute("BEGIN IMMEDIATE")
-            for table in Changes.__slots__:
-                rows: dict[Any, Any] = getattr(changes, table)
-                if not rows:
-                    continue
-                gone = [(key,) for key, row in rows.items() if row is None]
-                if table in _PAIRS:
-                    kept: Iterable[Any] = [(key, row) for key, row in rows.items() if row is not None]
-                else:
-                    kept = [row for row in rows.values() if row is not None] if gone else rows.values()
-                if gone:
-                    database.executemany(_DROP[table], gone)
-                database.executemany(_PUT[table], kept)
-            database.execute("UPDATE mark SET last_group = ?, next_key = ?, clock = ?", mark)
-            database.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._give_up(error)
+        is_first = True
+        while True:
+            try:
+                self._commit(changes, mark)
+                self._witness.note(mark.group)
+                return
+            except TypeError as error:  # what is no value of a row; SQLite would say so in its own words
+                raise StoreFailed(f"{self.path}: {error}") from error
+            except sqlite3.Error as error:
+                self._undo(error)
+            if not self._make_room(is_first):
+                raise StorageFull(FULL)
+            is_first = False
 
-    def _give_up(self, error: sqlite3.Error) -> None:
-        """Undo the group where that is certain to work. After a failed sync it is not: raise StoreFailed."""
+    def _make_room(self, is_first: bool) -> bool:
+        try:
+            return self._reserve is not None and self._reserve.make_room(is_first)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreFailed(f"{self.path}: {error}") from error
+
+    def _commit(self, changes: Changes, mark: Mark) -> None:
+        database, reserve = self._database, self._reserve
+        database.execute("BEGIN IMMEDIATE")
+        if reserve is not None:
+            reserve.begin()
+        for table in Changes.__slots__:
+            rows: dict[Any, Any] = getattr(changes, table)
+            if not rows:
+                continue
+            gone = [(key,) for key, row in rows.items() if row is None]
+            if table in _PAIRS:
+                kept: Iterable[Any] = [(key, row) for key, row in rows.items() if row is not None]
+            else:
+                kept = [row for row in rows.values() if row is not None] if gone else rows.values()
+            if gone:
+                database.executemany(_DROP[table], gone)
+            database.executemany(_PUT[table], with_checksums(table, kept))
+        self._rows.put_mark(mark)
+        if reserve is not None and not reserve.is_left():
+            database.execute("ROLLBACK")
+            raise StorageFull(FULL)
+        database.execute("COMMIT")
+
+    def _give_up(self, error: sqlite3.Error) -> NoReturn:
+        """Undo the transaction where that is certain to work. After a failed sync it is not: raise StoreFailed."""
+        self._undo(error)
+        raise StorageFull(FULL) from error
+
+    def _undo(self, error: sqlite3.Error) -> None:
+        """Undo the transaction, in which there was no room; raises StoreFailed where it was anything else."""
         if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
             raise StoreFailed(f"{self.path}: {error}") from error
         try:
@@ -228,50 +252,109 @@ class SqliteStore:
                 self._database.execute("ROLLBACK")
         except sqlite3.Error as second:
             raise StoreFailed(f"{self.path}: {second}") from error
-        raise StorageFull("there is no room left on the disk: nothing was done") from error
 
     def payload(self, job_key: int) -> bytes:
-        """The large data of a job."""
-        rows = self._read("SELECT data FROM payloads WHERE key = ?", job_key)
-        if not rows:
-            raise StoreFailed(f"{self.path}: the data of job row {job_key} is missing")
-        data: bytes = rows[0][0]
-        return data
+        """The large data of a job. Raises RowDamaged where it is not what was written, or is not there."""
+        with self._serving():
+            return self._rows.payload(job_key)
 
     def failure(self, place_key: int) -> FailureRow | None:
         """How the last failed hand-out of a place ended."""
-        rows = self._read("SELECT * FROM failures WHERE key = ?", place_key)
+        rows = self._read("failures", "WHERE key = ?", place_key)
         return FailureRow(*rows[0]) if rows else None
 
     def results(self, realm_key: int, after_key: int, limit: int) -> list[ResultRow]:
         """The realm's oldest results whose keys are above `after_key`, in the order of their keys."""
-        select = "SELECT * FROM results WHERE realm = ? AND key > ? ORDER BY key LIMIT ?"
-        return [ResultRow(*row) for row in self._read(select, realm_key, after_key, limit)]
+        which = "WHERE realm = ? AND key > ? ORDER BY key LIMIT ?"
+        return [ResultRow(*row) for row in self._read("results", which, realm_key, after_key, limit)]
 
     def reply(self, key: int) -> bytes | None:
         """The body of a reply."""
-        rows = self._read("SELECT body FROM replies WHERE key = ?", key)
-        return rows[0][0] if rows else None
+        rows = self._read("replies", "WHERE key = ?", key)
+        return rows[0][5] if rows else None
 
     def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> list[Kept]:
         """The realm's first rows of a table of `KEPT` whose keys are above `after_key`, in the order of their keys."""
-        select = f"SELECT * FROM {table} WHERE realm = ? AND key > ? ORDER BY key LIMIT ?"
         make = KEPT[table]
-        return [make(*row) for row in self._read(select, realm_key, after_key, limit)]
+        which = "WHERE realm = ? AND key > ? ORDER BY key LIMIT ?"
+        return [make(*row) for row in self._read(table, which, realm_key, after_key, limit)]
 
-    def _read(self, select: str, *values: int | str) -> list[Any]:
-        """What is asked while the shard serves. Raises StoreFailed."""
+    def _read(self, table: str, which: str, *values: int | str) -> list[list[Any]]:
+        with self._serving():
+            return list(self._rows.of(table, which, values))
+
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[None]:
+        """What is read while the shard serves: a row that is damaged is told, and the others are served on."""
         try:
-            return self._database.execute(select, values).fetchall()
-        except sqlite3.Error as error:
+            yield
+        except UNREADABLE as error:
             raise StoreFailed(f"{self.path}: {error}") from error
+        except RowDamaged as found:
+            log.error("%s", found)
+            raise
+
+    async def back_up(self, path: Path, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Copy all that was committed when this ends to a new file, synced. Raises StoreRefused.
+
+        Commits go on meanwhile: the copying thread holds the file for some pages at a time, and what they change
+        after it was copied is copied again. Once `is_over` the copy is given up.
+        """
+        await asyncio.to_thread(self._back_up, path, is_over)
+
+    def _back_up(self, path: Path, is_over: Callable[[], bool]) -> None:
+        def go_on(status: int, remaining: int, total: int) -> None:
+            if is_over():
+                raise StoreRefused("the shard ends")
+
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as copy:
+                self._database.backup(copy, pages=BACK_UP_PAGES, progress=go_on, sleep=BACK_UP_PAUSE_SECONDS)
+        except sqlite3.Error as error:
+            raise StoreRefused(f"{path} can't be written: {error}") from error
 
     def close(self) -> None:
         """Move the log into the database and let go of the file."""
         self._database.close()
+        self._witness.close()
 
 
-def _refusal(path: Path, error: sqlite3.Error) -> str:
+def _check_log(path: Path) -> None:
+    """Raise StoreRefused where the log is damaged, before SQLite takes from it what it can."""
+    log_path = Path(f"{path}-wal")
+    try:
+        found = wal.scan_at_rest(log_path)
+    except OSError as error:
+        raise StoreRefused(f"{path} can't be read: its log can't be: {error.strerror}") from error
+    if found.damage:
+        raise StoreRefused(
+            f"{log_path} is damaged: {found.damage}. Put back a copy of the data directory; or, to go on without what"
+            f" was committed from there on, cut it there (truncate --size={found.good_bytes} {log_path.name})"
+            f" and remove {Witness(path).path.name}"
+        )
+
+
+def _write_log_again(path: Path) -> None:
+    """Have on the disk what was read of the log: of what an earlier process left there, only the kernel may know.
+
+    One that was killed within a commit had not synced it. One whose sync failed left pages that the kernel takes for
+    written, and no later sync writes them: the commits after them would hang on a gap, and be lost at a power cut.
+    """
+    try:
+        with open(f"{path}-wal", "r+b", buffering=0) as log:
+            for offset in range(0, os.fstat(log.fileno()).st_size, PIECE_BYTES):
+                os.pwrite(log.fileno(), os.pread(log.fileno(), PIECE_BYTES, offset), offset)
+            os.fsync(log.fileno())
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StoreRefused(f"{path} can't be read: its log can't be written: {error.strerror}") from error
+
+
+def _refusal(path: Path, error: sqlite3.Error | UnicodeDecodeError) -> str:
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
         return f"{path} is held by another process"
     return f"{path} can't be read: {error}"

@@ -7,7 +7,9 @@ it is applied in order, and carries a number that only grows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from restq.errors import RestqError
@@ -50,6 +52,15 @@ class Mark(NamedTuple):
     clock: float  # the shard's time when the group was made; time never falls behind it
 
 
+class Room(IntEnum):
+    """How much room there is: for nothing, for what takes away, for all that does not add, or for everything."""
+
+    NONE = 0
+    SCARCE = 1
+    LITTLE = 2
+    ENOUGH = 3
+
+
 class Loaded(NamedTuple):
     """What a shard holds in memory. `places` streams: read it once, before anything else is asked of the store."""
 
@@ -76,8 +87,17 @@ class Store(Protocol):
         Raises StoreFailed where it is not known what was kept: then it must be opened anew.
         """
 
+    async def back_up(self, path: Path, is_over: Callable[[], bool]) -> None:
+        """Copy all that was committed when this ends to a new file, synced. Raises StoreRefused.
+
+        Once `is_over` the copy is given up.
+        """
+
+    def room(self) -> Room:
+        """How much room there is now, never NONE; a group that needs more is refused, from here on."""
+
     def payload(self, job_key: int) -> bytes:
-        """The large data of a job."""
+        """The large data of a job. Raises RowDamaged where it is not what was written."""
 
     def failure(self, place_key: int) -> FailureRow | None:
         """How the last failed hand-out of a place ended."""

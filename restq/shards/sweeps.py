@@ -162,6 +162,11 @@ def of_tag(realm: Realm, kind: str, tag: str, details: tuple[QueueId, ...] = ())
     return _start(realm, Task(kind, tag, details))
 
 
+def note_pull(realm: Realm, number: int) -> None:
+    """Have a start undo this pull, which gives its jobs in slices, should it come before the last of them."""
+    realm.set_task(Task(UNDO_PULL, number))
+
+
 def rearrange(realm: Realm, tag: str) -> Sweep:
     """Put every job that carries the tag behind its limits, which changed: nothing of that is stored."""
     return Sweep(realm, Task("rearrange_tagged_jobs", tag))

@@ -26,10 +26,11 @@ class Tag:
 class TagIndex(dict[str, Tag]):
     """From each tag that is carried to what is known of it."""
 
-    __slots__ = ("_after", "_last_gates", "_last_terms", "_sets", "limits", "vanished", "watched")
+    __slots__ = ("_after", "_last_gates", "_last_terms", "_sets", "carried_count", "limits", "vanished", "watched")
 
     def __init__(self) -> None:
         super().__init__()
+        self.carried_count = 0  # of each tag by each job
         self.limits: dict[str, Limit] = {}
         self.watched: set[str] = set()  # somebody waits until these are gone
         self.vanished: list[str] = []  # of those, what went
@@ -45,11 +46,13 @@ class TagIndex(dict[str, Tag]):
         if found is None:
             found = self[tag] = Tag()
         found.jobs.add(job)
+        self.carried_count += 1
         if tag in self._after:
             self._turn(tag)
 
     def drop(self, job: Job) -> None:
         """The job carries nothing any more."""
+        self.carried_count -= len(job.tags)
         for tag in job.tags:
             found = self[tag]
             found.jobs.discard(job)

@@ -13,6 +13,7 @@ from restq.shards.commands import REALM_OPERATIONS
 from restq.shards.commands.batches import finish
 from restq.shards.commands.call import Call, Done, Work, encode
 from restq.shards.realm import Realm
+from restq.shards.room import rests
 from restq.shards.store import StoreFailed
 from restq.shards.sweeps import KINDS, UNDO_PULL, Sweep
 
@@ -39,6 +40,7 @@ class Tasks:
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
         self.actors: deque[Actor] = deque()
+        self.resting: deque[Actor] = deque()  # there is too little room on the disk for them to go on
 
     def begin(self, actor: Actor, work: Work, mail: Mail | None) -> None:
         """Hold the realm until the work is done, and then answer."""
@@ -47,11 +49,8 @@ class Tasks:
         self.actors.append(actor)
 
     def resume(self, actor: Actor, realm: Realm, task: Task) -> None:
-        """Go on with what began before a start: nobody waits for it, but its reply is kept if it has a key.
-
-        Of a pull that is undone there is no reply: it is tried anew.
-        """
-        mail = no_mail(actor.name)._replace(once=task.once) if task.once and task.kind != UNDO_PULL else None
+        """Go on with what began before a start: nobody waits for it, but its reply is kept if it has a key."""
+        mail = no_mail(actor.name)._replace(once=task.once) if task.once else None
         if task.kind != BATCH:
             sweep = Sweep(realm, task)
             counts = COUNTS.get(task.kind, ())
@@ -83,6 +82,9 @@ class Tasks:
             return
         shard = self._shard
         actor = self.actors.popleft()
+        if rests(shard.room, actor):
+            self.resting.append(actor)
+            return
         assert actor.work is not None, "who is held by a sweep has work"
         work, mail = actor.work
         done: Done | RestqError
@@ -90,6 +92,8 @@ class Tasks:
             if not work.steps.step(STEP_COUNT):
                 _note_key(actor, mail)
                 self.actors.append(actor)
+                if actor.realm is not None:
+                    shard.bounds.count(actor.realm)
                 return
             done = work.reply()
         except StoreFailed:
@@ -106,14 +110,29 @@ class Tasks:
         shard.settle(actor, realm)
         shard.release(actor)
 
+    def forget(self) -> None:
+        """Memory goes back to the store, which knows of those that began."""
+        self.actors.clear()
+        self.resting.clear()
+
+    def wake(self) -> None:
+        """There is room for all of them again."""
+        self.actors.extend(self.resting)
+        self.resting.clear()
+
     def waiting(self) -> list[Mail]:
         """Who waits for a sweep."""
-        works = (actor.work for actor in self.actors)
+        works = (actor.work for actor in (*self.actors, *self.resting))
         return [work[1] for work in works if work is not None and work[1] is not None]
 
 
 def _note_key(actor: Actor, mail: Mail | None) -> None:
-    """Have the task's row say under which key it was asked for: should it end after a start, its reply is kept too."""
-    realm = actor.realm
-    if mail is not None and mail.once and realm is not None and realm.task is not None and not realm.task.once:
-        realm.set_task(realm.task._replace(once=tuple(mail.once)))
+    """Have the task's row say under which key it was asked for: should it end after a start, its reply is kept too.
+
+    Of a pull that is undone there is none: it is tried anew.
+    """
+    task = None if actor.realm is None else actor.realm.task
+    if mail is None or not mail.once or task is None or task.once or task.kind == UNDO_PULL:
+        return
+    assert actor.realm is not None, "who has a task is a realm"
+    actor.realm.set_task(task._replace(once=tuple(mail.once)))

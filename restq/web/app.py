@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from restq.pipe import Pipe
 from restq.placement import Placement
 from restq.web.calls import Operation
+from restq.web.crowd import Crowd
 from restq.web.everywhere import Everywhere
 from restq.web.pulls import Pulls
 from restq.web.shards import Shards
 
-BODIES_BYTES_MAX = 256 << 20  # of all bodies that this front end holds at a time
-REPLIES_BYTES_MAX = 256 << 20  # of replies on their way to slow clients: beyond it requests are refused
+BODIES_BYTES_MAX = 64 << 20  # of all bodies that this front end holds at a time, or two of the largest
 
 
 class App:
@@ -27,10 +28,12 @@ class App:
             **Pulls(self.shards).operations,
         }
         self.body_bytes_max = body_bytes_max
+        self.held_bytes_max = max(BODIES_BYTES_MAX, 2 * body_bytes_max)
         self.debug = debug
         self.held_bytes = 0
-        self.reply_bytes = 0
+        self.crowd = Crowd()
         self.waiting: set[Callable[[], None]] = set()  # how to leave each request that may wait for its answer
+        self.waiting_max = sys.maxsize  # beyond it nobody waits: the answer is what there is
         self._open_count = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()  # no request is open
@@ -52,10 +55,6 @@ class App:
         self._open_count -= 1
         if not self._open_count:
             self._idle.set()
-
-    def reply_sent(self, size: int) -> None:
-        """A reply that took its time has left, or never will."""
-        self.reply_bytes -= size
 
     def run(self, work: Awaitable[None]) -> None:
         """Let a coroutine run to its end."""

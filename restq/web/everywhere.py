@@ -1,7 +1,7 @@
 """Calls over several realms: split by realm or by shard, asked side by side, merged. The shards keep every rule.
 
-A bulk add over several realms first asks their shards whether they would refuse, and then adds: all or none in each
-realm, and, unless somebody else changes one of the same jobs meanwhile, over all of them. Pulls are in `pulls`.
+A bulk add over several realms first asks each whether it would refuse, and then adds: all or none in each realm, and,
+unless somebody else changes one of the same jobs meanwhile, over all of them. Pulls are in `pulls`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 
 from restq import bodies, names
-from restq.errors import FieldInvalid, RestqError, ShardStarting, ShardUnavailable
+from restq.errors import FieldInvalid, Overloaded, RestqError, ShardUnavailable
 from restq.web.calls import NOTHING, Call, Operation, Outcome
 from restq.web.metrics import CONTENT_TYPE, exposition
-from restq.web.shards import ATTEMPTS_MAX, RealmMoved, Shards
+from restq.web.shards import Shards
 
 READY_SECONDS = 2.0
-SLICE_COUNT = 1_000  # jobs that a shard checks at once
+
+RealmCalls = dict[str, tuple[str, list[Any], bytes]]  # by realm: operation, params, body
 
 encode = msgspec.json.Encoder().encode
 
@@ -68,39 +69,13 @@ class Everywhere:
         by_realm: dict[str, list[int]] = {}
         for index, realm in enumerate(realms):
             by_realm.setdefault(realm, []).append(index)
-        if len(by_realm) > 1:
-            for start in range(0, len(raw), SLICE_COUNT):
-                await self._check(realms, raw, range(start, min(start + SLICE_COUNT, len(raw))), call.once)
-        adds = {
-            realm: ("add_jobs", [indexes], _bulk_body(raw[index] for index in indexes))
-            for realm, indexes in by_realm.items()
-        }
-        try:
-            await self._shards.ask_realms(adds, call.once)
-        except ShardStarting:
-            raise
-        except RestqError as error:
-            if len(adds) == 1:
-                raise
-            again = "adds the rest" if call.once else "does no harm while none of them is done"
-            told = f"{error.message}; jobs of other realms may have been added, and sending it again {again}"
-            raise type(error)(told, error.field) from None
+        calls = {realm: ([indexes], _bulk_body(raw[index] for index in indexes)) for realm, indexes in by_realm.items()}
+        if len(calls) > 1:
+            checks: RealmCalls = {realm: ("check_jobs", *call) for realm, call in calls.items()}
+            await self._shards.ask_realms(checks, call.once)
+        again = "adds the rest" if call.once else "does no harm while none of them is done"
+        await self._change({realm: ("add_jobs", *call) for realm, call in calls.items()}, again, call.once)
         return NOTHING
-
-    async def _check(self, realms: Sequence[str], raw: Sequence[bytes], some: range, once: Sequence[str]) -> None:
-        """Raise what adding these would raise, as far as can be said before."""
-        for _ in range(ATTEMPTS_MAX + len(set(realms))):
-            groups = self._shards.split([realms[index] for index in some], some)
-            checks = {
-                shard: ("bulk_check", [indexes], _bulk_body(raw[index] for index in indexes))
-                for shard, indexes in groups.items()
-            }
-            try:
-                await self._shards.ask(checks, once)
-            except RealmMoved:
-                continue
-            return
-        raise ShardUnavailable("a realm is on the move; nothing was done, try again")
 
     async def bulk_remove(self, call: Call) -> Outcome:
         """DELETE /jobs."""
@@ -110,10 +85,23 @@ class Everywhere:
         for index, (realm, job_id) in enumerate(given):
             at = f"jobs[{index}]"
             by_realm.setdefault(names.realm_name(realm, at), []).append(names.job_id(job_id, at))
-        await self._shards.ask_realms(
-            {realm: ("remove_jobs", [], encode({"jobs": job_ids})) for realm, job_ids in by_realm.items()}
-        )
+        removes: RealmCalls = {
+            realm: ("remove_jobs", [], encode({"jobs": job_ids})) for realm, job_ids in by_realm.items()
+        }
+        await self._change(removes, "removes the rest")
         return NOTHING
+
+    async def _change(self, calls: RealmCalls, again: str, once: Sequence[str] = ()) -> None:
+        """Have realms do this; what is refused says what may be done all the same, and what sending it again does."""
+        try:
+            await self._shards.ask_realms(calls, once)
+        except RestqError as error:
+            if len(calls) == 1:
+                raise
+            # Codes that promise that nothing was done are none of a request of which a part may be.
+            kind = ShardUnavailable if isinstance(error, (Overloaded, ShardUnavailable)) else type(error)
+            told = f"in one of the realms: {error.message}; others may be done, and sending it again {again}"
+            raise kind(told, error.field) from None
 
     # -- looking -------------------------------------------------------------------------------------------------------
 

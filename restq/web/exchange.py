@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from http import HTTPStatus
@@ -21,15 +22,18 @@ from restq import names
 from restq.errors import BodyTooLarge, InternalError, MethodNotAllowed, Overloaded, RestqError, ShardUnavailable
 from restq.protocol import MOVED, Reply
 from restq.web import once, routes
-from restq.web.app import BODIES_BYTES_MAX, REPLIES_BYTES_MAX, App
+from restq.web.app import App
 from restq.web.calls import Call, Lease, Operation
 from restq.web.encodings import JSON_TYPE, MSGPACK_TYPE, json_of, msgpack_of
 from restq.web.events import EventStream
 
 DRAIN_FACTOR = 8  # a body up to so many times too large is read to its end, so that the client sees the refusal
+LARGE_BYTES = 64 << 10  # of a reply that has to fit beside others; what is smaller fits into the system's buffers
 LENGTH_DIGITS_MAX = 18  # a Content-Length with more is Tornado's to refuse
 HOPS_MAX = 8  # how often a request follows a realm that moves
 RETRY_AFTER_SECONDS = 1
+
+_PULLS = ("pull", "pull_everywhere")  # and those of 2013, which are GETs
 
 log = logging.getLogger("restq.web")
 
@@ -80,6 +84,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._headers = headers
         self._is_open = True
         self._app.opened()
+        self._app.crowd.rests(self._connection.stream, time.monotonic())
         length = headers.get("Content-Length", "")
         self._connection.set_max_body_size(self._app.body_bytes_max * DRAIN_FACTOR)
         size = int(length) if length.isdecimal() and len(length) <= LENGTH_DIGITS_MAX else 0
@@ -98,7 +103,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._chunks.append(chunk)
         if self._size > self._app.body_bytes_max:
             self._forget(self._too_large())
-        elif self._app.held_bytes > BODIES_BYTES_MAX:
+        elif self._app.held_bytes > self._app.held_bytes_max:
             self._forget(Overloaded("the server holds more request bodies than fit; nothing was done, try again"))
         return None
 
@@ -126,6 +131,7 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def finish(self) -> None:
         """From Tornado: the request is complete."""
+        self._app.crowd.asks(self._connection.stream)
         if self._connection.stream.closed():  # of what a client sent ahead nothing is begun once it is gone
             self._release()
             self._close()
@@ -133,11 +139,11 @@ class Exchange(httputil.HTTPMessageDelegate):
         try:
             if self._refusal is not None:
                 raise self._refusal
-            if self._app.reply_bytes > REPLIES_BYTES_MAX:
-                raise Overloaded("more replies wait for slow clients than fit; nothing was done, try again")
+            self._check_room(0)
             found = routes.match(self._method, self._target)
             self._route = found.route
             body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            self._chunks.clear()
             key = self._headers.get(once.HEADER) if self._method == "POST" else None
             if key is not None:
                 self._once = once.read_once(key, self._method, found.path, body)
@@ -180,7 +186,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._stop_waiting = stop
         self._app.waiting.add(self.leave)
         self._connection.set_close_callback(self.leave)
-        if self._has_left or self._app.draining:
+        if self._has_left or self._app.draining or len(self._app.waiting) > self._app.waiting_max:
             stop()
 
     def leave(self) -> None:
@@ -205,9 +211,26 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._refuse_any(error)
 
     def _deliver(self, reply: Reply) -> None:
+        try:
+            self._check_room(len(reply.body))
+        except Overloaded:
+            if reply.extra and self._route.leases:
+                self._undo(reply)
+            raise
         if reply.extra and self._route.leases and self._connection.stream.closed():
             self._undo(reply)
         self._respond(reply.status, reply.body)
+
+    def _check_room(self, size: int) -> None:
+        """Raise Overloaded where a reply of this size does not fit into memory beside those that are on their way.
+
+        Small ones fit always, and so do those that tell what was done. What was only leased is given back.
+        """
+        undoes = self._route.operation in _PULLS or self._method == "GET"
+        if (size and not (undoes and size >= LARGE_BYTES)) or self._connection.stream.closed():
+            return
+        if not self._app.crowd.make_room(size, time.monotonic()):
+            raise Overloaded("more replies wait for slow clients than fit; nothing was done, try again")
 
     def _undo(self, reply: Reply) -> None:
         """The client is gone: what was leased for it is given back, and a repeat of the pull leases anew.
@@ -248,15 +271,22 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._close()
 
     async def _ask_everywhere(self, operation: Operation, call: Call) -> None:
+        leases: Sequence[Lease] = ()
         try:
             outcome = await operation(call)
+            leases = outcome.leases
+            self._check_room(len(outcome.body))
         except Exception as error:
+            self._give_back(leases)
             self._refuse_any(error)
         else:
             if self._connection.stream.closed():
-                for lease in outcome.leases:
-                    self._app.shards.undo(lease, self._key)
+                self._give_back(leases)
             self._respond(200, outcome.body, outcome.content_type)
+
+    def _give_back(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            self._app.shards.undo(lease, self._key)
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
@@ -294,12 +324,20 @@ class Exchange(httputil.HTTPMessageDelegate):
         start_line = httputil.ResponseStartLine("HTTP/1.1", status, HTTPStatus(status).phrase)
         try:
             sent = self._connection.write_headers(start_line, headers, None if self._method == "HEAD" else body)
-            if self._connection.stream.writing():
-                self._app.reply_bytes += len(body)
-                sent.add_done_callback(lambda _: self._app.reply_sent(len(body)))
+            stream, now = self._connection.stream, time.monotonic()
+            if stream.writing():
+                self._app.crowd.reads(stream, len(body), now)
+                sent.add_done_callback(lambda _: self._sent(stream))
+            else:
+                self._app.crowd.rests(stream, now)
             self._connection.finish()
         except iostream.StreamClosedError:
             log.debug("the client of %s %s is gone", self._method, self._target[:200])
+
+    def _sent(self, stream: iostream.IOStream) -> None:
+        """The client took all of a reply, or is gone."""
+        self._app.crowd.has_read(stream)
+        self._app.crowd.rests(stream, time.monotonic())
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

@@ -35,8 +35,11 @@ class _UnderWay(NamedTuple):
     left: asyncio.Future[None]
 
 
-class Once:
-    """The requests with a key that are under way in this front end, and take turns by it."""
+class Turns:
+    """The pulls over several realms with a key that are under way in this front end, and take turns by it.
+
+    Other requests need none: what comes to a realm under one key is done one after the other there.
+    """
 
     def __init__(self) -> None:
         self._under_way: dict[str, _UnderWay] = {}  # by key

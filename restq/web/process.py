@@ -25,12 +25,16 @@ from restq.loop import run
 from restq.pipe import Pipe
 from restq.placement import Placement
 from restq.web.app import App
+from restq.web.crowd import Crowd
 from restq.web.exchange import Exchanges
 
 IDLE_SECONDS = 60.0  # an idle connection is closed; also the time that headers may take
 BODY_SECONDS = 30.0
 HEADER_BYTES_MAX = 32 << 10  # a job id of 8 KiB, percent-encoded, fits
-GC_THRESHOLDS = (1_000, 20, 1_000)
+# A client that takes nothing of its reply for so long is cut off by the system, where it knows this option.
+STALL_MILLISECONDS = 30_000
+STALL_OPTION: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+GC_THRESHOLDS = (1_000, 20, 1_000)  # what lives long is hardly ever walked: see `serve`
 CONNECTIONS_MAX = 30_000  # if the system lets this process have so many files: 10,000 may wait, and others go on
 FILES_SPARE_COUNT = 64  # beside connections: pipes, logs, what the loop itself needs
 DRAIN_SECONDS = 5.0
@@ -44,15 +48,26 @@ class Server(HTTPServer):
     """Tornado's server with a limit on connections, and without waiting for more data before an answer leaves."""
 
     connections_max = CONNECTIONS_MAX
+    crowd: Crowd
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
-        """From Tornado: a connection."""
-        if len(self._connections) >= self.connections_max:
-            log.warning("there are %d connections; one more is refused", self.connections_max)
+        """From Tornado: a connection. Where there are too many, the one that is idle for the longest gives way."""
+        now = time.monotonic()
+        if len(self._connections) >= self.connections_max and not self.crowd.drop_idle(now):
+            log.warning("there are %d connections that wait for answers; one more is refused", self.connections_max)
             stream.close()
             return
         stream.set_nodelay(True)
+        if STALL_OPTION is not None:
+            stream.socket.setsockopt(socket.IPPROTO_TCP, STALL_OPTION, STALL_MILLISECONDS)
+        self.crowd.rests(stream, now)
         super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        """From Tornado: a connection has ended."""
+        assert isinstance(server_conn, HTTP1ServerConnection)
+        self.crowd.gone(server_conn.stream)
+        super().on_close(server_conn)
 
     async def flush(self, seconds: float) -> None:
         """Wait until every reply is sent whole, but no longer than this: large ones take the client's time."""
@@ -92,7 +107,9 @@ async def serve(settings: dict[str, Any]) -> None:
         max_body_size=settings["body_bytes_max"],
         max_buffer_size=settings["body_bytes_max"] + (1 << 20),
     )
+    server.crowd = app.crowd
     server.connections_max = min(CONNECTIONS_MAX, allow_files() - FILES_SPARE_COUNT)
+    app.waiting_max = server.connections_max * 2 // 3  # others find a place, however many wait
     server.add_socket(socket.socket(fileno=settings["listen_fd"]))
     # Requests and connections leave no cycles behind, but some errors do: these go soon, while they are young. To walk
     # all that ten thousand connections are made of takes 0.4 s, during which nobody is answered.

@@ -12,16 +12,17 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
 from restq import bodies, names
-from restq.errors import RestqError, ShardUnavailable
+from restq.errors import RestqError, ShardStarting, ShardUnavailable
 from restq.names import QueueId
 from restq.protocol import MOVED, Reply
 from restq.web.calls import Call, Lease, Operation, Outcome
-from restq.web.once import Once
+from restq.web.once import Turns
 from restq.web.shards import ATTEMPTS_MAX, RealmMoved, Shards
 
 ROUNDS_MAX = 4  # a pull asks again where others took its candidates meanwhile
@@ -79,7 +80,7 @@ class Pulls:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
-        self._once = Once()
+        self._turns = Turns()
         self.operations: dict[str, Operation] = {"pull_everywhere_2013": self.pull_2013, "pull_everywhere": self.pull}
 
     async def pull_2013(self, call: Call) -> Outcome:
@@ -97,15 +98,21 @@ class Pulls:
         wait = bodies.wait(body.wait) if wanted.job_count else 0
         if not call.once:
             return await self._pull_waiting(wanted, wait, call)
-        async with self._once.turn(call.once, call.left):
+        async with self._turns.turn(call.once, call.left):
             jobs = await self._recall(wanted, call.once)
             return Outcome(encode({"jobs": jobs})) if jobs else await self._pull_waiting(wanted, wait, call)
 
     async def _recall(self, wanted: Wanted, once: Sequence[str]) -> list[LeasedJob]:
         """What this very pull leased when it came before."""
-        replies = await self._shards.ask({shard: ("recall", [], b"") for shard in self._shards.connected()}, once)
-        found = sorted((entry for reply in replies.values() for entry in _read_leased(reply.body)), key=_index)
-        return [job for _, job in found[: wanted.job_count]]
+        calls = {shard: ("recall", [wanted.realms], b"") for shard in self._shards.connected()}
+        replies = await self._shards.ask(calls, once)
+        # A realm on the move is told of by two shards for a moment.
+        found = {
+            (job.realm, job.lease_id): (index, job)
+            for reply in replies.values()
+            for index, job in _read_leased(reply.body)
+        }
+        return [job for _, job in sorted(found.values(), key=itemgetter(0))[: wanted.job_count]]
 
     async def _pull_waiting(self, wanted: Wanted, wait: float, call: Call) -> Outcome:
         ends_at = asyncio.get_running_loop().time() + wait
@@ -131,8 +138,13 @@ class Pulls:
             best = [candidate for candidate in found if candidate[2] not in pulled][:count]
             if not best or count < 1:
                 break
-            leased = await self._lease(dict(enumerate(best, asked_count)), wanted, once)
+            leased, lost = await self._lease(dict(enumerate(best, asked_count)), wanted, once)
             asked_count += len(best)
+            if lost is not None and (once or not (pulled or leased)):
+                told = (
+                    "; sent again, this gives what it leased" if once else "; it may have leased jobs, for their time"
+                )
+                raise ShardUnavailable(lost.message + told)
             for _, (job, number) in sorted(leased.items()):
                 pulled[job.job_id] = job
                 pairs.setdefault((job.realm, number), []).append((job.job_id, job.queue_id))
@@ -171,8 +183,12 @@ class Pulls:
 
     async def _lease(
         self, best: dict[int, list[Any]], wanted: Wanted, once: Sequence[str]
-    ) -> dict[int, tuple[LeasedJob, int]]:
-        """Lease these, by index, under one key; without those that somebody else took meanwhile."""
+    ) -> tuple[dict[int, tuple[LeasedJob, int]], ShardUnavailable | None]:
+        """Lease these, by index, under one key; without those that somebody else took meanwhile.
+
+        Of what a shard leased that went away meanwhile nothing is known: that is returned too.
+        """
+        lost: ShardUnavailable | None = None
         leased: dict[int, tuple[LeasedJob, int]] = {}
         unasked = list(best)
         for _ in range(ATTEMPTS_MAX + len(best)):
@@ -184,7 +200,9 @@ class Pulls:
                 futures.append(self._shards.call(shard, "lease_peeked", params, once=once))
             replies = await asyncio.gather(*futures, return_exceptions=True)
             for shard, reply in zip(indexes, replies, strict=True):
-                if isinstance(reply, BaseException) or reply.status not in (200, MOVED):
+                if isinstance(reply, ShardUnavailable) and not isinstance(reply, ShardStarting):
+                    lost = reply
+                elif isinstance(reply, BaseException) or reply.status not in (200, MOVED):
                     log.warning("shard %d leased nothing for a pull over several realms: %s", shard, reply)
                 elif reply.status == MOVED:  # nothing was leased there: once more, where it lives now
                     self._shards.learn(reply)
@@ -193,7 +211,7 @@ class Pulls:
                     leased.update((index, (job, reply.extra)) for index, job in _read_leased(reply.body))
             if not unasked:
                 break
-        return leased
+        return leased, lost
 
     async def _ready(self, wanted: Wanted, ends_at: float, left: asyncio.Future[None]) -> bool:
         """Wait until one of the shards may have something; whether to pull again: not if time is up, or it was left."""
@@ -215,10 +233,6 @@ class Pulls:
             elif future.exception() is None and future.result().status == MOVED:
                 self._shards.learn(future.result())
         return not left.done()
-
-
-def _index(leased: tuple[int, LeasedJob]) -> int:
-    return leased[0]
 
 
 def _wanted(body: PullEverywhere) -> Wanted:

@@ -76,18 +76,17 @@ class Shards:
         return answered
 
     async def ask_realms(self, calls: Mapping[str, tuple[str, list[Any], bytes]], once: Sequence[str] = ()) -> None:
-        """Ask realms, wherever each lives by now, all under one idempotency key.
+        """Ask realms, wherever each lives by now, all under one idempotency key. Raises the first refusal.
 
-        Raises ShardStarting if nothing was asked, else the first refusal: others may be done or not asked at all.
+        Other realms may then be done, or not asked at all.
         """
-        for realm in calls:
-            if not (pipe := self.pipe_of(realm)).is_connected:
-                raise ShardStarting(f"shard {pipe.shard} is starting again; nothing was done, try again")
         left = dict(calls)
         for _ in range(ATTEMPTS_MAX + len(calls)):
             asked = list(itertools.islice(left, REALMS_MAX))
+            shards = map(self.placement.shard_of, asked)
             futures = [
-                self.call(self.placement.shard_of(realm), *left[realm], once=once, realm=realm) for realm in asked
+                self.call(shard, *left[realm], once=once, realm=realm)
+                for shard, realm in zip(shards, asked, strict=True)
             ]
             replies = await asyncio.gather(*futures, return_exceptions=True)
             for realm, reply in zip(asked, replies, strict=True):
@@ -101,7 +100,7 @@ class Shards:
                     del left[realm]
             if not left:
                 return
-        raise ShardUnavailable("a realm is on the move; the others are done, try again")
+        raise ShardUnavailable("a realm is on the move; nothing was done in it, try again")
 
     def call(
         self,
@@ -113,12 +112,12 @@ class Shards:
         once: Sequence[str] = (),
         realm: str = "",
     ) -> asyncio.Future[Reply]:
-        """Ask a shard, or a realm there. What can't be sent fails like what was sent: others may have been asked."""
+        """Ask a shard, or a realm there. What can't be sent fails like what was sent."""
         try:
             return self.pipes[shard].call(operation, realm, params, body, once, waits)
         except RestqError as error:
             failed: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            failed.set_exception(ShardUnavailable(f"{error.message}: of other shards that is not known"))
+            failed.set_exception(error)
             return failed
 
     def learn(self, reply: Reply) -> None:

@@ -20,6 +20,7 @@ REALM_OPERATIONS: dict[str, Callable[[Realm, Call], Outcome]] = {
     "add_jobs": jobs.add_jobs,
     "cancel_job": jobs.cancel_job,
     "cancel_tagged_jobs": jobs.cancel_tagged_jobs,
+    "check_jobs": jobs.check_jobs,
     "clear_queue": settings.clear_queue,
     "clear_queue_2013": settings.clear_queue_2013,
     "configure_2013": settings.configure_2013,
@@ -56,11 +57,13 @@ REALM_OPERATIONS: dict[str, Callable[[Realm, Call], Outcome]] = {
 }
 
 SHARD_OPERATIONS: dict[str, Callable[[Realms, Call], Done]] = {
-    "bulk_check": several.bulk_check,
     "get_statuses": several.get_statuses,
     "lease_peeked": several.lease_peeked,
     "peek": several.peek,
 }
+
+# What needs every realm, and waits while a task holds one of them.
+HELD_UP = frozenset({"get_statuses"})
 
 # What leases jobs, and nothing else.
 PULLING = frozenset({"lease_peeked", "pull", "pull_2013"})

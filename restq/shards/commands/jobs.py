@@ -25,7 +25,6 @@ _read_job = bodies.reader(bodies.JobBody)
 _read_bulk_add = bodies.reader(bodies.BulkAdd)
 _read_bulk_remove = bodies.reader(bodies.BulkRemove)
 _read_move = bodies.reader(bodies.Move)
-_read_nothing = bodies.reader(bodies.Nothing)
 _read_redrive = bodies.reader(bodies.Redrive)
 
 
@@ -47,6 +46,28 @@ def add_jobs(realm: Realm, call: Call) -> Outcome:
     return Work(batch, batch.reply)
 
 
+def check_jobs(realm: Realm, call: Call) -> Outcome:
+    """Whether `add_jobs` would refuse: it does not, once this did not, unless others came between."""
+    jobs = bodies.bulk_jobs(_read_bulk_add(call.body))
+    checking = _Checking(_checked(realm, jobs, call))
+    if len(jobs) > SLICE_COUNT:
+        return Work(checking, lambda: Done(NOTHING))
+    while not checking.step(SLICE_COUNT):
+        pass
+    return Done(NOTHING)
+
+
+class _Checking:
+    """The jobs of one body, checked slice by slice."""
+
+    def __init__(self, checked: Iterator[list[NewJob]]) -> None:
+        self._checked = checked
+
+    def step(self, count: int) -> bool:
+        """Check one slice; True once there are no more."""
+        return next(self._checked, None) is None
+
+
 def _checked(realm: Realm, jobs: Sequence[bodies.BulkJob], call: Call) -> Iterator[list[NewJob]]:
     check = adding.AddCheck(realm)
     indexes = slices(call.params[0] if call.params else range(len(jobs)))
@@ -57,6 +78,8 @@ def _checked(realm: Realm, jobs: Sequence[bodies.BulkJob], call: Call) -> Iterat
         yield checked
     if not call.is_resumed:
         check.finish()
+        if realm.bounds.are_set:
+            realm.bounds.promise(realm, check.jobs_added, check.memory_added)
 
 
 def _put(realm: Realm, jobs: list[NewJob]) -> dict[str, Any]:
@@ -186,7 +209,7 @@ def _move(realm: Realm, call: Call, from_queue: Any, to_queue: Any, fields: tupl
 
 def cancel_job(realm: Realm, call: Call) -> Done:
     """POST /{realm}/job/{job_id}/cancel."""
-    _read_nothing(call.body or NOTHING)
+    bodies.check_nothing(call.body)
     gone = operating.cancel_job(realm, names.job_id(call.params[0]), call.now)
     return Done(encode({"cancelled": "removed" if gone else "leased"}))
 
@@ -222,13 +245,13 @@ def remove_tagged_jobs(realm: Realm, call: Call) -> Outcome:
 
 def cancel_tagged_jobs(realm: Realm, call: Call) -> Work:
     """POST /{realm}/tags/{tag}/cancel."""
-    _read_nothing(call.body or NOTHING)
+    bodies.check_nothing(call.body)
     return counted(sweeps.of_tag(realm, "cancel_tagged_jobs", names.tag(call.params[0], "tag")), "removed", "leased")
 
 
 def redrive_tagged_jobs(realm: Realm, call: Call) -> Work:
     """POST /{realm}/tags/{tag}/redrive."""
-    _read_nothing(call.body or NOTHING)
+    bodies.check_nothing(call.body)
     return counted(sweeps.of_tag(realm, "redrive_tagged_jobs", names.tag(call.params[0], "tag")), "redriven")
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 
 from restq import bodies, names
-from restq.errors import FieldInvalid
-from restq.shards import adding, data, finishing, leasing
-from restq.shards.changes import Task
+from restq.errors import FieldInvalid, RowDamaged
+from restq.shards import adding, data, endings, finishing, leasing, sweeps
 from restq.shards.commands.batches import SLICE_COUNT, in_slices
 from restq.shards.commands.call import NOTHING, Call, Done, Outcome, Wait, Work, encode
 from restq.shards.finishing import lease_id
@@ -18,7 +17,6 @@ from restq.shards.job import Place
 from restq.shards.leasing import Wanted
 from restq.shards.new_jobs import new_jobs, seconds, sorted_tags
 from restq.shards.realm import Realm
-from restq.shards.sweeps import UNDO_PULL
 
 ERROR_BYTES_MAX = 4 << 10  # of an error's text its last so many bytes are kept
 OUTPUT_BYTES_MAX = 64 << 10  # and of an output's
@@ -55,6 +53,21 @@ def leased_job(realm: Realm, place: Place, call: Call, with_realm: bool = False)
     return LeasedJob(job.job_id, queue.queue_id, call.data(job), job.tags, history.attempt, proof, place.at, realm_name)
 
 
+def with_data(realm: Realm, call: Call, places: list[Place]) -> list[Place]:
+    """Those of a pull whose data can be read. The others are dead: nobody could ever be given them, again and again."""
+    found = []
+    for place in places:
+        try:
+            if isinstance(place.job.data, data.Large):
+                call.data(place.job)
+            found.append(place)
+        except RowDamaged as damaged:
+            endings.note_failure(realm, place, damaged.message, None)
+            endings.die(realm, place, 1)
+            realm.tell("dead", place, attempt=place.history.attempt, error=damaged.message)
+    return found
+
+
 def pull_2013(realm: Realm, call: Call) -> Outcome:
     """GET /{realm}/job: an object of job ids."""
     wanted = Wanted(bodies.count(call.params[0]), bodies.max_queue(call.params[1], "max-queue"))
@@ -80,7 +93,9 @@ def pull(realm: Realm, call: Call) -> Outcome:
 
 
 def _pulled(realm: Realm, call: Call, wanted: Wanted) -> Done | None:
-    places = leasing.pull(realm, wanted._replace(limit=min(wanted.limit, SLICE_COUNT)), call.now)
+    places = with_data(
+        realm, call, leasing.pull(realm, wanted._replace(limit=min(wanted.limit, SLICE_COUNT)), call.now)
+    )
     return _leased({"jobs": [leased_job(realm, place, call) for place in places]}, places) if places else None
 
 
@@ -115,13 +130,14 @@ class Pulling:
     def step(self, count: int) -> bool:
         """Lease one more slice; True once there are no more."""
         self._pull = self._pull or leasing.Pull(self._realm, self._wanted)
-        places = self._pull.take(SLICE_COUNT)
+        taken = self._pull.take(SLICE_COUNT)
+        places = with_data(self._realm, self._call, taken)
         if places:
             self._slices.append(self._shown(self._realm, self._call, places))
             self._held_until = max(self._held_until, max(place.at for place in places))
-        is_over = len(places) < SLICE_COUNT or self._pull.is_over
+        is_over = len(taken) < SLICE_COUNT or self._pull.is_over
         if not is_over and self._realm.task is None:  # nobody is given what was leased, should the shard end here
-            self._realm.set_task(Task(UNDO_PULL, self._pull.number))
+            sweeps.note_pull(self._realm, self._pull.number)
         elif is_over and self._realm.task is not None:
             self._realm.set_task(None)
         return is_over
@@ -240,7 +256,7 @@ def exchange(realm: Realm, call: Call) -> Done:
         adding.put(realm, jobs)
     if wanted is None:
         return Done(encode(reply))
-    places = leasing.pull(realm, wanted, call.now)
+    places = with_data(realm, call, leasing.pull(realm, wanted, call.now))
     return _leased({**reply, "pull": {"jobs": [leased_job(realm, place, call) for place in places]}}, places)
 
 

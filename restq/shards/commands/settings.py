@@ -83,6 +83,7 @@ def delete_realm(realm: Realm, call: Call) -> Outcome:
 
 def clear_queue(realm: Realm, call: Call) -> Work:
     """POST /{realm}/queues/{queue_id}/clear."""
+    bodies.check_nothing(call.body)
     return counted(sweeps.clear_queue(realm, names.queue_id(call.params[0])), "removed")
 
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from restq import bodies
-from restq.shards import adding, leasing
-from restq.shards.adding import NewJob
-from restq.shards.commands.call import NOTHING, Call, Done, encode
-from restq.shards.commands.leases import LeasedJob, leased_job
+from restq.shards import leasing
+from restq.shards.commands.call import Call, Done, encode
+from restq.shards.commands.leases import LeasedJob, leased_job, with_data
 from restq.shards.commands.settings import status
 from restq.shards.leasing import Pull, Wanted
-from restq.shards.new_jobs import new_jobs
 from restq.shards.realm import Realm
-
-_read_bulk_add = bodies.reader(bodies.BulkAdd)
 
 
 class Realms(Protocol):
@@ -23,8 +18,7 @@ class Realms(Protocol):
 
     `get` gives one, an empty one if there is none; it refuses, by an exception that the shard knows, one that a task
     holds or that lives elsewhere. `is_free` says whether no task holds it, and refuses one that lives elsewhere.
-    `is_done` says whether this very request, by its idempotency key, did its part in a realm before; `keep` notes that
-    it did, until then, and what it replied.
+    `keep` notes what the request did in a realm, under its idempotency key, if it has one.
     """
 
     def get(self, name: str) -> Realm: ...
@@ -33,33 +27,12 @@ class Realms(Protocol):
 
     def is_free(self, name: str) -> bool: ...
 
-    def is_done(self, realm: Realm) -> bool: ...
-
-    def keep(self, realm: Realm, body: bytes, held_until: float = 0.0) -> None: ...
+    def keep(self, realm: Realm, done: Done) -> None: ...
 
 
 def get_statuses(realms: Realms, call: Call) -> Done:
     """GET /."""
     return Done(encode({name: status(realms.get(name)) for name in realms.names()}))
-
-
-def bulk_check(realms: Realms, call: Call) -> Done:
-    """Whether adding these jobs to their realms would be refused. `params[0]`: the index of each in the client's body.
-
-    A realm that did its part of this very request before is not asked.
-    """
-    jobs = bodies.bulk_jobs(_read_bulk_add(call.body))
-    by_realm: dict[str, list[NewJob]] = {}
-    indexes: dict[str, list[int]] = {}
-    for index, job, new in zip(call.params[0], jobs, new_jobs(jobs, call.now, call.params[0]), strict=True):
-        by_realm.setdefault(job.realm_id or "", []).append(new)
-        indexes.setdefault(job.realm_id or "", []).append(index)
-    for name, realm_jobs in by_realm.items():
-        realm = realms.get(name)
-        realm.advance(call.now)
-        if not realms.is_done(realm):
-            adding.check_add(realm, realm_jobs, indexes[name])
-    return Done(NOTHING)
 
 
 def peek(realms: Realms, call: Call) -> Done:
@@ -104,11 +77,12 @@ def lease_peeked(realms: Realms, call: Call) -> Done:
             pulls[name] = Pull(realm, wanted, number)
             number = pulls[name].number
         place = leasing.lease(realm, job_id, queue_id, pulls[name])
-        if place is not None:
+        if place is not None and with_data(realm, call, [place]):
             leased.setdefault(name, []).append((index, leased_job(realm, place, call, with_realm=True)))
     parts = {name: encode(jobs) for name, jobs in leased.items()}
     for name, part in parts.items():
-        realms.keep(realms.get(name), part, max(job.lease_expires_at for _, job in leased[name]))
+        held_until = max(job.lease_expires_at for _, job in leased[name])
+        realms.keep(realms.get(name), Done(part, pulls[name].number, held_until))
     return Done(b"[" + b",".join(part[1:-1] for part in parts.values()) + b"]", number)
 
 

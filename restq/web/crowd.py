@@ -1,0 +1,61 @@
+"""The connections that give way to others where there are too many: those that ask nothing, and slow readers."""
+
+from __future__ import annotations
+
+from tornado.iostream import IOStream
+
+REPLIES_BYTES_MAX = 64 << 20  # of replies on their way to slow clients, or one alone; more make the slowest give way
+SLOW_SECONDS = 5.0  # that a reply may take in any case
+IDLE_SECONDS_MIN = 0.1  # who is new, or was just answered, is about to ask
+
+
+class Crowd:
+    """What is known of a front end's connections: which of them rest, and which take their time to read a reply."""
+
+    def __init__(self) -> None:
+        self.reply_bytes = 0  # of all replies that are not sent whole
+        self._idle: dict[IOStream, float] = {}  # without a whole request since when; the longest first
+        self._reading: dict[IOStream, tuple[float, int]] = {}  # since when, and how many bytes; the first began first
+
+    def rests(self, stream: IOStream, now: float) -> None:
+        """It asks nothing from now on: it is new, was answered, or only began to ask."""
+        self._idle.pop(stream, None)
+        if not stream.closed():
+            self._idle[stream] = now
+
+    def asks(self, stream: IOStream) -> None:
+        """It asked for something, and waits for the answer."""
+        self._idle.pop(stream, None)
+
+    def reads(self, stream: IOStream, size: int, now: float) -> None:
+        """It was sent a reply, and did not take all of it at once."""
+        self._reading[stream] = now, size
+        self.reply_bytes += size
+
+    def has_read(self, stream: IOStream) -> None:
+        """It took all of its reply, or never will."""
+        self.reply_bytes -= self._reading.pop(stream, (0.0, 0))[1]
+
+    def gone(self, stream: IOStream) -> None:
+        """It is closed."""
+        self._idle.pop(stream, None)
+        self.has_read(stream)
+
+    def drop_idle(self, now: float) -> bool:
+        """Close the connection that has asked nothing for the longest time; whether there was one."""
+        stream, since = next(iter(self._idle.items()), (None, now))
+        if stream is None or now - since < IDLE_SECONDS_MIN:
+            return False
+        del self._idle[stream]
+        stream.close()
+        return True
+
+    def make_room(self, size: int, now: float) -> bool:
+        """Whether a reply more fits into memory, once those who have been reading for too long are cut off for it."""
+        while self.reply_bytes and self.reply_bytes + size > REPLIES_BYTES_MAX:
+            stream, (since, _) = next(iter(self._reading.items()))
+            if now - since < SLOW_SECONDS:
+                return False
+            self.gone(stream)
+            stream.close()
+        return True
