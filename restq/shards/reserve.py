@@ -10,8 +10,8 @@ for the pages by which the database grows. So a file of some MiB stands beside t
 
 What holds all the time: after every commit the database has no more to grow by than a quarter of the reserve, as the
 log is moved into it that often (`WAL_PAGES_MAX`). So should others take all the rest of the disk at once, half of the
-reserve is still free for use when the database and the log have grown to what they need. And a commit that makes the data grow leaves the whole reserve to spare
-(`is_left`), and room for the log up to its usual size. To spare is what more can be written: free pages of the
+reserve is still free for use when the database and the log have grown to what they need. And a commit that makes the
+data grow leaves the whole reserve to spare (`is_left`), and room for the log up to its usual size. To spare is what more can be written: free pages of the
 database, free blocks of the disk, the reserve, less what the checkpoint will take. A commit that finds no room all the
 same has the log moved into the database, so that its room is there again, and if that does not do, a piece of the
 reserve is given up, again and again (`make_room`). So what takes away goes on for as long as a piece is left, whoever
