@@ -273,7 +273,7 @@ class Trial:
                 if how != EXTEND:
                     client.leases.remove(held)
             mine = [unit for unit in client.units if unit.realm == realm]
-            for count in (1, 1, 20, 20):
+            for count in (1, 1, 5, 5):
                 some = [mine.pop() for _ in range(min(count, len(mine)))]
                 if some:
                     assert client.remove(some) == 200
@@ -311,8 +311,8 @@ class Trial:
             for realm in self.realms:  # it may have been little that others wrote
                 client = self.clients[0]
                 mine = [unit for unit in client.units if unit.realm == realm]
-                for at in range(0, len(mine), 20):
-                    assert client.remove(mine[at : at + 20]) == 200
+                for at in range(0, len(mine), 5):
+                    assert client.remove(mine[at : at + 5]) == 200
             if self.disk.free() < self.size // 2:
                 self.disk.enlarge(2 * self.size)
         began = time.monotonic()

@@ -5,17 +5,17 @@ log is in the database file can it be written again from its beginning. That is 
 for the pages by which the database grows. So a file of some MiB stands beside the database, allocated and never read:
 
     shard-0000.sqlite       the database: pages that are freed in it are used again, it never shrinks
-    shard-0000.sqlite-wal   the log: kept at a quarter of the reserve, so that it is written anew in its old room
+    shard-0000.sqlite-wal   the log: it stays as long as it grew, so that it is written anew in its old room
     shard-0000.reserve      given up piece by piece, each just before it is used: nobody else gets it
 
 What holds all the time: after every commit the database has no more to grow by than a quarter of the reserve, as the
 log is moved into it that often (`WAL_PAGES_MAX`). So should others take all the rest of the disk at once, half of the
 reserve is still free for use when the database and the log have grown to what they need. And a commit that makes the
-data grow leaves the whole reserve to spare (`is_left`), and room for the log up to its usual size. To spare is what more can be written: free pages of the
-database, free blocks of the disk, the reserve, less what the checkpoint will take. A commit that finds no room all the
-same has the log moved into the database, so that its room is there again, and if that does not do, a piece of the
-reserve is given up, again and again (`make_room`). So what takes away goes on for as long as a piece is left, whoever
-filled the disk.
+data grow leaves the whole reserve to spare (`is_left`), and room for the log up to its usual size. To spare is what
+more can be written: free pages of the database, free blocks of the disk, the reserve, less what the checkpoint will
+take. A commit that finds no room all the same has the log moved into the database, so that its room is there again,
+and if that does not do, a piece of the reserve is given up, again and again (`make_room`). So what takes away goes on
+for as long as a piece is left, whoever filled the disk.
 
 How much may grow depends on what there is to spare: see `Room`. The reserve is filled again once there is enough for
 it. Where blocks of zeros take no place, as on a disk that compresses, the file reserves nothing, and only what is
@@ -32,7 +32,7 @@ from pathlib import Path
 
 from restq.shards.store import Room
 
-RESERVE_BYTES_MAX = 8 << 20
+RESERVE_BYTES_MAX = 16 << 20  # a thousand removes all over a large file take about half of it in the log
 DISK_SHARE = 4  # but no more than this part of the disk, for all its shards
 PIECES = 8
 WAL_PAGES_MAX = 512
@@ -61,9 +61,9 @@ class Reserve:
         self._bytes = piece * PIECES
         self._room = Room.ENOUGH
         self._used_pages = 0  # at the begin of the commit
-        self._log_bytes = min(WAL_PAGES_MAX * self._page_bytes, self._bytes // 4)
+        self._log_bytes = min(WAL_PAGES_MAX * self._page_bytes, self._bytes // 8)
         database.execute(f"PRAGMA wal_autocheckpoint = {self._log_bytes // self._page_bytes}")
-        database.execute(f"PRAGMA journal_size_limit = {self._log_bytes}")
+        database.execute(f"PRAGMA journal_size_limit = {self._bytes}")
         database.execute("PRAGMA secure_delete = OFF")  # else what is removed goes through the log, page by page
 
     def _number(self, query: str) -> int:
