@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,9 +198,11 @@ class _File:
     def _check_mark(self, database: sqlite3.Connection, is_new: bool) -> tuple[int, int]:
         """The number of the last commit, and the first key that was not given out."""
         rows = database.execute("SELECT last_group, next_key, clock, checked_from, checksum FROM mark").fetchall()
-        if len(rows) != 1 or (not is_new and rows[0][4] != checksum(rows[0][:4])):
+        is_sound = len(rows) == 1 and (is_new or rows[0][4] == checksum(rows[0][:4]))
+        if not is_sound:
             self._wrong("the row of table 'mark' is not what was written")
-        group, next_key, _, self._checked_from, _ = rows[0] if rows else (0, 0, 0.0, 1, None)
+            return 0, sys.maxsize
+        group, next_key, _, self._checked_from, _ = rows[0]
         witness = Witness(self._path)
         if not witness.is_readable():
             self._wrong(f"{witness.path.name} is not what was written; the next commit writes it anew")

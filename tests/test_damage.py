@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -315,3 +316,19 @@ def test_pull_of_job_whose_large_data_is_damaged_sets_it_aside_and_gives_the_oth
     ask(server, "DELETE", "/r/job/lost").ok()
     server.stop()
     assert check(server.data_dir).problems == []
+
+
+def test_move_of_realm_whose_kept_rows_say_to_be_of_another_is_refused(made: dict[str, Made], folder: Path) -> None:
+    """They are looked at as well: what is left out in silence would be lost."""
+    path = folder / "shard-0000.sqlite"
+    path.write_bytes(made["closed"].files["shard-0000.sqlite"])
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("UPDATE failures SET realm = 77")
+    database.execute("UPDATE results SET realm = 77 WHERE key = (SELECT min(key) FROM results)")
+    database.close()
+    with contextlib.closing(SqliteStore(path)) as store:
+        for table in ("failures", "results"):
+            with pytest.raises(StoreRefused, match=f"of table '{table}' is not what was written"):
+                list(store.kept_of(table, [1]))
+        with pytest.raises(RowDamaged):
+            store.rows_of("failures", 1, 0, 5)

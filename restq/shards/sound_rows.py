@@ -17,11 +17,13 @@ from restq.shards.store import Mark, ReplyNote
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
 LOAD_ROWS = 100  # at a time: what was just read is checked while the processor has it at hand
 
+_PLACE_COLUMNS = ", ".join(
+    f"places.{name}" for name in "key queue at leased_at lease nacks expiries mark worker".split()
+)
+_JOB_COLUMNS = ", ".join(f"jobs.{name}" for name in "key realm job_id tags data digest size terms".split())
 PLACES_WITH_JOBS = (
-    "SELECT {}, {}, places.checksum, jobs.checksum FROM places JOIN jobs ON jobs.key = places.job".format(
-        ", ".join(f"places.{name}" for name in "key queue at leased_at lease nacks expiries mark worker".split()),
-        ", ".join(f"jobs.{name}" for name in "key realm job_id tags data digest size terms".split()),
-    )
+    f"SELECT {_PLACE_COLUMNS}, {_JOB_COLUMNS}, places.checksum, jobs.checksum FROM places"
+    " JOIN jobs ON jobs.key = places.job ORDER BY places.key"
 )
 
 
@@ -83,22 +85,21 @@ class SoundRows:
         self._check("payloads", key, found, found is not None and fits("payloads", (key, data), found))
         return bytes(data)
 
-    def places(self, where: str, values: tuple[Any, ...]) -> Iterator[Stored]:
-        """Places with their jobs: of all, if `where` is empty. Raises RowDamaged also if one is missing."""
+    def places(self) -> Iterator[Stored]:
+        """All places with their jobs. Raises RowDamaged also if one is missing."""
         self._check_shape()
         count = 0
         with self._text_of("jobs"):
-            rows = self._database.execute(f"{PLACES_WITH_JOBS} {where} ORDER BY places.key", values)
+            rows = self._database.execute(PLACES_WITH_JOBS)
             while batch := rows.fetchmany(LOAD_ROWS):
                 count += len(batch)
                 sound, odd = split_places(batch, self._checked_from)
                 if odd is not None:
                     raise self._damaged(f"row {odd[1]} of table {odd[0]!r} is not what was written")
                 yield from sound
-        if not where:
-            (expected,) = self._database.execute("SELECT count(*) FROM places").fetchone()
-            if count != expected:
-                raise self._damaged("it holds places of jobs that it does not hold")
+        (expected,) = self._database.execute("SELECT count(*) FROM places").fetchone()
+        if count != expected:
+            raise self._damaged("it holds places of jobs that it does not hold")
 
     def _check_shape(self) -> None:
         """Once, before all is read: a row that is missing as a whole has no checksum that could tell."""
