@@ -58,6 +58,7 @@ ARROWS: dict[str, str] = {
     "shards.queue": "names shards.gates shards.heap shards.job shards.settings",
     "shards.agenda": "shards.heap shards.job",
     "shards.roll": "shards.job",
+    "shards.renumbering": "",
     "shards.tags": "shards.gates shards.job",
     # Beside the realm, and of it the types alone.
     "shards.invariants": "names shards.limits shards.gates shards.heap shards.job shards.queue shards.realm",
@@ -73,14 +74,15 @@ ARROWS: dict[str, str] = {
     "shards.operating": "errors names shards.job shards.realm",
     "shards.realm": (
         "errors names shards.agenda shards.bounds shards.changes shards.data shards.endings shards.gates shards.heap"
-        " shards.invariants shards.job shards.limits shards.queue shards.roll shards.rows shards.settings shards.tags"
+        " shards.invariants shards.job shards.limits shards.queue shards.renumbering shards.roll shards.rows"
+        " shards.settings shards.tags"
     ),
     "shards.sweeps": (
         "errors names shards.changes shards.job shards.leasing shards.limits shards.operating shards.queue shards.realm"
     ),
     "shards.loader": (
         "shards.changes shards.data shards.endings shards.gates shards.job shards.limits shards.queue shards.realm"
-        " shards.settings shards.store shards.tags"
+        " shards.renumbering shards.settings shards.store shards.tags"
     ),
     # Around it: bodies in, replies out; what is durable; the turn and the loop.
     "shards.archive": "shards.changes",
@@ -106,15 +108,17 @@ ARROWS: dict[str, str] = {
     "shards.checksums": "shards.changes",
     "shards.sound_rows": "errors shards.changes shards.checksums shards.store",
     "shards.*_store": (
-        "errors shards shards.changes shards.checksums shards.data shards.reserve shards.schema shards.sound_rows"
-        " shards.store shards.wal shards.witness"
+        "errors shards shards.changes shards.checksums shards.data shards.renumbering shards.reserve shards.schema"
+        " shards.sound_rows shards.store shards.wal shards.witness"
     ),
     "shards.stats": "",
     "shards.moving": (
-        "errors pipe shards.changes shards.data shards.loader shards.realm shards.replies shards.rows shards.store"
-        " shards.sweeps"
+        "errors pipe shards.changes shards.data shards.loader shards.realm shards.renumbering shards.replies"
+        " shards.rows shards.store shards.sweeps"
     ),
-    "shards.relocation": "errors placement shards.changes shards.reserve shards.store shards.*_store",
+    "shards.relocation": (
+        "errors placement shards.changes shards.renumbering shards.reserve shards.store shards.*_store"
+    ),
     "shards.replies": "errors shards.actor shards.changes shards.commands.call",
     "shards.actor": "errors protocol shards.commands.call shards.realm",
     "shards.room": "errors shards.actor shards.changes shards.commands shards.store",

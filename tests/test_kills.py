@@ -72,8 +72,7 @@ def test_kill_shard_with_many_jobs_answers_again_soon(start_server: StartServer,
 # -- starts that are killed ----------------------------------------------------------------------------------------
 
 RELOCATIONS = seeds(2, 200)
-# Then another one. These trials move realms more often than a server's life: each time the numbers of rows may double.
-TRIALS_OF_DIRECTORY = 4
+TRIALS_OF_DIRECTORY = 25  # so that one test is a matter of minutes
 REALM_COUNT = 40
 JOBS_EACH = 100 if LONG else 30
 # Copies what moves in many groups, so that more instants differ.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 from typing import Any
 
 import pytest
@@ -307,7 +308,8 @@ def test_arrival_that_a_reload_forgot_is_to_begin_again_and_leaves_nothing_to_th
 
     def arrive() -> int:
         gc.collect()
-        begun = rig.reply_to("arrive_begin", "", [list(rows.realm_row(realm)), queues, [], source.shard.keys.next_key])
+        begin = [list(rows.realm_row(realm)), queues, [], source.shard.keys.next_key, source.store.blocks()]
+        begun = rig.reply_to("arrive_begin", "", begin)
         assert begun.body == moving.TAKE
         assert rig.reply_to("arrive_rows", "", [A, chunk]).status == 200
         rig.shard.load(rig.store.load(), rig.now)
@@ -411,6 +413,23 @@ def test_move_and_back_keeps_all_that_a_jobs_life_leaves(lived: tuple[Rig, Rig, 
             source.start()
             target.start()
             assert without_deadline(all_seen(there)) == before
+
+
+def test_moves_there_and_back_do_not_use_the_numbers_up() -> None:
+    """Shifted by all that the other shard gave out, keys doubled with each move: 60 of them, and they ended."""
+    rigs = Rig(0, 2), Rig(1, 2)
+    names = [name for name in map(str, range(100)) if home(name, 2) == 0][:4]
+    at = dict.fromkeys(names, 0)
+    chance = random.Random(1)
+    for turn in range(100):
+        for name, shard in at.items():
+            rigs[shard].add(name, str(turn))
+        name = chance.choice(names)
+        move(rigs[at[name]], rigs[1 - at[name]], name)
+        at[name] = 1 - at[name]
+    assert max(rig.shard.keys.next_key for rig in rigs) < 2**40
+    for name, shard in at.items():
+        assert list(rigs[shard].ask("pull_2013", name, [1000, None])) == [str(turn) for turn in range(100)]
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from restq.shards.data import INLINE_BYTES_MAX
 from restq.shards.loader import Loader
 from restq.shards.realm import Realm
 from restq.shards.relocation import relocate, shard_path
+from restq.shards.renumbering import BLOCK_BITS, FirstKeys
 from restq.shards.settings import LimitSettings, QueueSettings
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import KEPT, Mark, StoreRefused
 
 NOW = 1_000.0
+BLOCK = 1 << BLOCK_BITS
 NAMES = [f"realm {number}" for number in range(12)]
 LARGE = b'"' + b"x" * (INLINE_BYTES_MAX + 1) + b'"'
 
@@ -236,20 +239,57 @@ def keep_rows(data_dir: Path, shard: int, changes: Changes, mark: Mark) -> None:
     store.close()
 
 
-def test_relocate_carries_every_column_and_shifts_keys_alone(tmp_path: Path) -> None:
+def test_relocate_carries_every_column_and_changes_keys_alone(tmp_path: Path) -> None:
     name = next(name for name in NAMES if home(name, 2) == 1)
     keep_rows(tmp_path, 0, rows_of_a_realm(name), Mark(1, 20, NOW))
     keep_rows(tmp_path, 1, Changes(), Mark(1, 1000, NOW))
     relocate(tmp_path, 2)
-    shift = 1000 - 4
+    shift = BLOCK
     expected = in_another_file(rows_of_a_realm(name), shift)
-    expected["realms"] = [(4 + shift, name, 60.0, 4, 0, None, '{"max_jobs": 9}', 7 + shift, 1234)]
+    expected["realms"] = [(4 + shift, name, 60.0, 4, 0, None, '{"max_jobs": 9}', f"[[0, {7 + shift}]]", 1234)]
     assert all_rows(tmp_path, 1) == expected
     assert all_rows(tmp_path, 0) == {}
     keep_rows(tmp_path, 0, Changes(), Mark(9, 5000, NOW))
     relocate(tmp_path, 1)
     (row,) = all_rows(tmp_path, 0)["realms"]
-    assert row[0] - row[-2] == 4 - 7, "the shift grows by as much as the keys"
+    assert FirstKeys.read(row[-2]).first(row[0]) == 4 - 7, "it is known what each key first was"
+
+
+def test_relocate_again_and_again_does_not_use_the_numbers_up(tmp_path: Path) -> None:
+    """With 40 realms that are added to all the time, a shift of all keys came to 2**63 after some 40 starts."""
+    names = [f"r{number}" for number in range(40)]
+    chance = random.Random(1)
+    shards = 2
+    proofs: dict[str, str] = {}  # a lease that each realm has had from the beginning
+    for start in range(120):
+        for shard in range(shards):
+            store = SqliteStore(shard_path(tmp_path, shard))
+            loaded = store.load()
+            keys, changes = Keys(loaded.mark.next_key), Changes()
+            assert keys.next_key < 2**40
+            loader = Loader(keys, changes, lambda: 0.5)
+            loader.add_all(loaded)
+            realms = {realm.name: realm for realm in loader.finish(NOW + start)}
+            for name in names:
+                if home(name, shards) != shard:
+                    continue
+                if name in proofs:
+                    realm = realms[name]
+                    place = finishing.leased_place(realm, proofs[name])
+                    assert place is not None
+                    assert place.job.job_id == "0"
+                    assert [job.job_id for job in realm.roll.after(0)] == [str(job) for job in range(start)]
+                else:
+                    realm = Realm(keys.take(), name, 600.0, keys, changes)
+                adding.add(realm, [(str(start), 0, None, (), None)], NOW + start)
+                realm.write(changed=True)
+                if name not in proofs:
+                    (place,) = leasing.pull(realm, leasing.Wanted(1), NOW + start)
+                    proofs[name] = finishing.lease_id(realm, place)
+            asyncio.run(store.commit(changes, Mark(loaded.mark.group + 1, keys.next_key, NOW + start)))
+            store.close()
+        shards = chance.randint(1, 5)
+        relocate(tmp_path, shards)
 
 
 def test_relocate_leaves_replies_of_requests_over_several_realms(tmp_path: Path) -> None:

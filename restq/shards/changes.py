@@ -11,6 +11,7 @@ format number with a migration beside it.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import NamedTuple
 
 from restq.names import QueueId
@@ -59,7 +60,7 @@ class RealmRow(NamedTuple):
     pinned: int
     task: str | None  # JSON of the Task that holds the realm, to be resumed after a restart
     settings: str = "{}"  # JSON of what else was configured
-    shift: int = 0  # by how much its keys grew in moves: lease ids name keys as they first were
+    first_keys: int | str = 0  # see `FirstKeys`; column `shift`
     born: int = 0  # ms of the shard's clock when it came to be: lease ids of an earlier realm of this name are void
 
 
@@ -131,10 +132,10 @@ PlaceRow = tuple[int, int, int, float, float, int, int, int, int, str]
 Stored = tuple[int, int, float, float, int, int, int, int, str, int, int, str, str, str, str, int, str]
 
 
-def shifted(row: Stored, shift: int, realm_key: int) -> Stored:
-    """The row as it stands in another file, whose keys are higher by `shift`."""
+def renumbered(row: Stored, new: Callable[[int], int], realm_key: int) -> Stored:
+    """The row as it stands in another file, where `new` gives its keys."""
     key, queue_key, *history = row[:9]
-    return (key + shift, queue_key + shift, *history, row[9] + shift, realm_key, *row[11:])  # type: ignore[return-value]
+    return (new(key), new(queue_key), *history, new(row[9]), realm_key, *row[11:])  # type: ignore[return-value]
 
 
 class Changes:

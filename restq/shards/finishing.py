@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 def lease_id(realm: Realm, place: Place) -> str:
     """The proof of the lease of a place; the same after a restart, and after the realm moved to another shard."""
-    return f"{place.history.lease}-{place.key - realm.shift}-{realm.born:x}"
+    return f"{place.history.lease}-{realm.first_keys.first(place.key)}-{realm.born:x}"
 
 
 def leased_place(realm: Realm, proof: str) -> Place | None:
@@ -45,7 +45,7 @@ def leased_place(realm: Realm, proof: str) -> Place | None:
     numbers = _LEASE_ID.fullmatch(proof)
     if numbers is None or numbers[3] != f"{realm.born:x}":
         return None
-    key = int(numbers[2]) + realm.shift
+    key = realm.first_keys.key(int(numbers[2]))
     job = realm.leases.get(key)
     place = None if job is None else job.place_of(key)
     return place if place is not None and place.history.lease == int(numbers[1]) else None

@@ -62,7 +62,7 @@ def list_jobs(realm: Realm, wanted: Filter, limit: int, cursor: str | None) -> t
         if job is not None and wanted.fits(realm, job):
             page.append(job)
         if job is not None and (len(page) >= limit or looked_at >= SCAN_MAX):
-            return page, str(job.key - realm.shift)
+            return page, str(realm.first_keys.first(job.key))
     return page, None
 
 
@@ -79,9 +79,9 @@ def cursor_key(realm: Realm, cursor: str | None) -> int:
     """The key that a cursor stands for; 0 for the beginning."""
     if cursor is None:
         return 0
-    if not cursor.isascii() or not cursor.isdecimal() or len(cursor) > 18:
+    if not cursor.isascii() or not cursor.isdecimal() or len(cursor) > 19:
         raise FieldInvalid(f"cursor: {ascii(cursor)[:60]} is not a cursor of a list", "cursor")
-    return int(cursor) + realm.shift
+    return realm.first_keys.key(int(cursor))
 
 
 def shown_job(realm: Realm, job: Job, archive: Archive) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from restq.shards.gates import Limit
 from restq.shards.job import DEAD, DELAYED, FRESH, LEASED, MARK_DEAD, QUEUED, History, Job, Place, Terms, make_place
 from restq.shards.queue import Queue
 from restq.shards.realm import Realm
+from restq.shards.renumbering import FirstKeys
 from restq.shards.settings import read_limits, read_queue, read_realm
 from restq.shards.store import Loaded
 from restq.shards.tags import SETS_MAX
@@ -44,7 +45,7 @@ class Loader:
         realm = Realm(row.key, row.name, row.default_lease_time, self._keys, self._changes, self._chance)
         realm.settings = read_realm(row.settings)
         realm.epoch = row.epoch
-        realm.shift = row.shift
+        realm.first_keys = FirstKeys.read(row.first_keys)
         realm.born = row.born
         realm.pinned = bool(row.pinned)
         realm.task = Task.read(row.task)

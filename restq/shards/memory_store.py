@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from restq.shards.changes import Changes, FailureRow, ResultRow
+from restq.shards.renumbering import BLOCK_BITS
 from restq.shards.store import Kept, Loaded, Mark, Room
 
 
@@ -70,6 +71,11 @@ class MemoryStore:
         """The realm's first rows of a table of `KEPT` whose keys are above `after_key`, in the order of their keys."""
         rows = [row for row in self._sorted(table) if row.realm == realm_key and row.key > after_key]
         return rows[:limit]
+
+    def blocks(self) -> list[int]:
+        """The numbers of the blocks of keys in which there are rows."""
+        tables = (rows for table, rows in self._tables.items() if table != "moved")
+        return sorted({key >> BLOCK_BITS for rows in tables for key in rows})
 
     def close(self) -> None:
         """Nothing to let go of."""

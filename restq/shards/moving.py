@@ -26,11 +26,12 @@ from restq.shards.changes import (
     ResultRow,
     TagRow,
     Task,
-    shifted,
+    renumbered,
 )
 from restq.shards.data import Large
 from restq.shards.loader import Loader
 from restq.shards.realm import Realm
+from restq.shards.renumbering import FirstKeys, Renumbering
 from restq.shards.replies import Replies
 from restq.shards.store import StoreFailed
 from restq.shards.sweeps import dissolve
@@ -61,6 +62,8 @@ class Source(Protocol):
 
     def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> Sequence[Any]: ...
 
+    def blocks(self) -> list[int]: ...
+
 
 class ArrivalUnknown(RestqError, ConnectionError):
     """The target knows nothing of the realm's arrival: it went back to its store meanwhile. Begin again."""
@@ -79,11 +82,11 @@ class ArrivalRefused(RestqError, ConnectionError):
 
 
 class Arrival(NamedTuple):
-    """A realm on its way in, and by how much its keys are shifted."""
+    """A realm on its way in, and the keys it is given."""
 
     loader: Loader
     realm: Realm
-    shift: int
+    new_keys: Renumbering
 
 
 class Host(Protocol):
@@ -111,7 +114,7 @@ class Arrivals:
 
     def begin(self, params: list[Any], now: float) -> bytes:
         """A realm wants to come in: HAVE if it did already, else TAKE, and what came of it before is dropped."""
-        row, queues, tags, next_key = RealmRow(*params[0]), params[1], params[2], params[3]
+        row, queues, tags, next_key, blocks = RealmRow(*params[0]), *params[1:5]
         known = self._host.find(row.name)
         if known is not None and known.epoch > row.epoch:
             return HAVE
@@ -119,30 +122,29 @@ class Arrivals:
         if earlier is not None:
             earlier.loader.finish(now)
             self._discard(earlier.realm)
-        # No number of the source may be given out here again: leases are proven by them.
-        first = max(self._keys.next_key, next_key)
-        shift = first - row.key
-        self._keys.next_key = first + (next_key - row.key)
+        new_keys = Renumbering(blocks, next_key, self._keys.next_key)
+        self._keys.next_key = new_keys.next_key
         loader = self._host.new_loader()
-        row = row._replace(key=row.key + shift, task=Task("arrive").text(), shift=row.shift + shift)
+        first_keys = FirstKeys.read(row.first_keys).moved(new_keys).text
+        row = row._replace(key=new_keys.key(row.key), task=Task("arrive").text(), first_keys=first_keys)
         realm = loader.add_realm(row)
         self._changes.realms[row.key] = row
         for queue in queues:
-            queue_row = QueueRow(queue[0] + shift, row.key, *queue[2:])
+            queue_row = QueueRow(new_keys.key(queue[0]), row.key, *queue[2:])
             loader.add_queue(queue_row)
             self._changes.queues[queue_row.key] = queue_row
         for tag in tags:
-            tag_row = TagRow(tag[0] + shift, row.key, *tag[2:])
+            tag_row = TagRow(new_keys.key(tag[0]), row.key, *tag[2:])
             loader.add_tag(tag_row)
             self._changes.tags[tag_row.key] = tag_row
-        self._arriving[row.name] = Arrival(loader, realm, shift)
+        self._arriving[row.name] = Arrival(loader, realm, new_keys)
         return TAKE
 
     def rows(self, params: list[Any], now: float) -> bytes:
         """Some of its places, each with its job and the job's large data."""
-        loader, realm, shift = self._arrival(params[0])
+        loader, realm, new_keys = self._arrival(params[0])
         changes = self._changes
-        arrived = [(shifted(row, shift, realm.key), payload) for row, payload in params[1]]
+        arrived = [(renumbered(row, new_keys.key, realm.key), payload) for row, payload in params[1]]
         for row, payload in arrived:
             changes.put(row, payload)
         loader.add_places(row for row, _ in arrived)
@@ -150,10 +152,10 @@ class Arrivals:
 
     def kept(self, params: list[Any], now: float) -> bytes:
         """Some of what only its file holds: rows of a table."""
-        _, realm, shift = self._arrival(params[0])
+        _, realm, new_keys = self._arrival(params[0])
         table = params[1]
         for fields in params[2]:
-            row = KEPT_TABLES[table](fields[0] + shift, realm.key, *fields[2:])
+            row = KEPT_TABLES[table](new_keys.key(fields[0]), realm.key, *fields[2:])
             getattr(self._changes, table)[row.key] = row
             if isinstance(row, ResultRow):
                 realm.result_count += 1
@@ -216,7 +218,8 @@ async def send(realm: Realm, next_key: int, source: Source, path: str, shard: in
 async def _send_once(realm: Realm, next_key: int, source: Source, pipe: Pipe) -> None:
     queues = [rows.queue_row(realm, queue) for queue in realm.queues.values()]
     tags = [rows.tag_row(realm, limit) for limit in realm.tags.limits.values()]
-    if await _call(pipe, "arrive_begin", [rows.realm_row(realm), queues, tags, next_key]) == HAVE:
+    begin = [rows.realm_row(realm), queues, tags, next_key, source.blocks()]
+    if await _call(pipe, "arrive_begin", begin) == HAVE:
         return
     for chunk in _chunks(realm, source.payload):
         await _call(pipe, "arrive_rows", [realm.name, chunk])

@@ -53,6 +53,7 @@ from restq.shards.job import (
     make_place,
 )
 from restq.shards.queue import Queue
+from restq.shards.renumbering import UNMOVED, FirstKeys
 from restq.shards.roll import Roll
 from restq.shards.settings import PLAIN_REALM, RealmSettings
 from restq.shards.tags import TagIndex
@@ -69,8 +70,8 @@ class Realm:
     """
 
     __slots__ = tuple(
-        "agenda born bounds changes chance clock data_bytes default_lease_time epoch events exists expiries"
-        " inline_bytes jobs key keys leases name pinned place_count queues result_count roll settings shift tags task"
+        "agenda born bounds changes chance clock data_bytes default_lease_time epoch events exists expiries first_keys"
+        " inline_bytes jobs key keys leases name pinned place_count queues result_count roll settings tags task"
         " _order".split()
     )
 
@@ -88,7 +89,7 @@ class Realm:
         self.default_lease_time = default_lease_time
         self.settings: RealmSettings = PLAIN_REALM
         self.epoch = 1
-        self.shift = 0
+        self.first_keys: FirstKeys = UNMOVED
         self.born = 0
         self.pinned = False
         self.exists = False

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from restq.errors import StorageFull
 from restq.placement import home
-from restq.shards.changes import BATCH, Changes, RealmRow, Task, payload_keys, shifted
+from restq.shards.changes import BATCH, Changes, RealmRow, Task, payload_keys, renumbered
+from restq.shards.renumbering import FirstKeys, Renumbering
 from restq.shards.reserve import reserve_path
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import KEPT, Loaded, Mark, StoreRefused
@@ -41,11 +42,11 @@ class Found(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A realm on its way to another file: its row there as long as it does not count, and how its keys are shifted."""
+    """A realm on its way to another file: its row there as long as it does not count, and its new keys."""
 
     row: RealmRow
     target: int
-    shift: int
+    new_keys: Renumbering
 
 
 class Relocated(NamedTuple):
@@ -126,20 +127,20 @@ class _Relocation:
     async def _copy(self, shard: int, realms: list[tuple[RealmRow, int]]) -> None:
         """Copy realms out of a file, which is read once, in chunks that do not count; then make each copy count."""
         store = self._stores[shard]
-        first: dict[int, int] = {}  # the lowest key that goes to a target
-        for row, target in realms:
-            first[target] = min(row.key, first.get(target, row.key))
-        shifts = {target: self._make_room(shard, target, key) for target, key in first.items()}
-        copies = {row.key: self._begin(row, target, shifts[target]) for row, target in realms}
+        blocks = store.blocks()
+        new_keys = {
+            target: self._renumber(blocks, shard, target) for target in sorted({target for _, target in realms})
+        }
+        copies = {row.key: self._begin(row, target, new_keys[target]) for row, target in realms}
         for queue in self._loaded[shard].queues:
             copy = copies.get(queue.realm)
             if copy is not None:
-                key = queue.key + copy.shift
+                key = copy.new_keys.key(queue.key)
                 self._unkept[copy.target].queues[key] = queue._replace(key=key, realm=copy.row.key)
         for stored in store.places_of(list(copies)):
-            row, target, shift = copies[stored[10]]
+            row, target, keys = copies[stored[10]]
             payload = store.payload(stored[9]) if stored[14] else None
-            self._unkept[target].put(shifted(stored, shift, row.key), payload)
+            self._unkept[target].put(renumbered(stored, keys.key, row.key), payload)
             await self._grow(target, len(payload or b""))
         await self._copy_kept(store, copies)
         for row, _ in realms:
@@ -157,15 +158,15 @@ class _Relocation:
             return _lasting(row)
         keys = payload_keys(task)
         for key in keys:
-            self._unkept[copy.target].payloads[key + copy.shift] = self._stores[shard].payload(key)
+            self._unkept[copy.target].payloads[copy.new_keys.key(key)] = self._stores[shard].payload(key)
             self._unkept[shard].payloads[key] = None
-        return task._replace(target=keys[0] + copy.shift).text()
+        return task._replace(target=copy.new_keys.key(keys[0])).text()
 
     async def _copy_kept(self, store: SqliteStore, copies: dict[int, Copy]) -> None:
         for table in KEPT:
             for kept in store.kept_of(table, list(copies)):
-                row, target, shift = copies[kept.realm]
-                copied = kept._replace(key=kept.key + shift, realm=row.key)
+                row, target, keys = copies[kept.realm]
+                copied = kept._replace(key=keys.key(kept.key), realm=row.key)
                 getattr(self._unkept[target], table)[copied.key] = copied
                 await self._grow(target, sum(len(value) for value in kept if isinstance(value, (str, bytes))))
 
@@ -175,18 +176,19 @@ class _Relocation:
         if len(self._unkept[target]) >= CHUNK_ROWS or self._unkept_bytes[target] >= CHUNK_BYTES:
             await self._keep(target)
 
-    def _make_room(self, shard: int, target: int, first_key: int) -> int:
-        """By how much all keys that go from a shard to another are shifted: the same for all, as numbers do end."""
+    def _renumber(self, blocks: list[int], shard: int, target: int) -> Renumbering:
+        """The keys of all that goes from a shard to another, and the target's counter with them."""
         source, mark = self._marks[shard], self._marks[target]
-        # No number of the source may be given out again: leases are proven by them.
-        shift = max(mark.next_key, source.next_key) - first_key
-        self._marks[target] = mark._replace(next_key=source.next_key + shift, clock=max(mark.clock, source.clock))
-        return shift
+        new_keys = Renumbering(blocks, source.next_key, mark.next_key)
+        self._marks[target] = mark._replace(next_key=new_keys.next_key, clock=max(mark.clock, source.clock))
+        return new_keys
 
-    def _begin(self, row: RealmRow, target: int, shift: int) -> Copy:
-        arriving = row._replace(key=row.key + shift, pinned=0, task=Task("arrive").text(), shift=row.shift + shift)
+    def _begin(self, row: RealmRow, target: int, new_keys: Renumbering) -> Copy:
+        first_keys = FirstKeys.read(row.first_keys).moved(new_keys).text
+        key, task = new_keys.key(row.key), Task("arrive").text()
+        arriving = row._replace(key=key, pinned=0, task=task, first_keys=first_keys)
         self._unkept[target].realms[arriving.key] = arriving
-        return Copy(arriving, target, shift)
+        return Copy(arriving, target, new_keys)
 
     async def _keep(self, shard: int) -> None:
         changes = self._unkept[shard].take()

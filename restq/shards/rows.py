@@ -21,7 +21,15 @@ def realm_row(realm: Realm) -> RealmRow:
     task = None if realm.task is None else realm.task.text()
     pinned, settings = int(realm.pinned), text_of(realm.settings)
     return RealmRow(
-        realm.key, realm.name, realm.default_lease_time, realm.epoch, pinned, task, settings, realm.shift, realm.born
+        realm.key,
+        realm.name,
+        realm.default_lease_time,
+        realm.epoch,
+        pinned,
+        task,
+        settings,
+        realm.first_keys.text,
+        realm.born,
     )
 
 

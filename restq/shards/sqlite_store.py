@@ -28,6 +28,7 @@ from restq.errors import RowDamaged, StorageFull
 from restq.shards import wal
 from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ResultRow, Stored, TagRow
 from restq.shards.checksums import with_checksums
+from restq.shards.renumbering import BLOCK_BITS
 from restq.shards.reserve import FULL, WAL_PAGES_MAX, Reserve
 from restq.shards.schema import APPLICATION_ID, FORMAT, differs, migrate
 from restq.shards.sound_rows import UNREADABLE, SoundRows, damaged
@@ -282,6 +283,19 @@ class SqliteStore:
         with self._serving():
             rows = self._rows.of(table, "WHERE key > ? ORDER BY key", (after_key,))
             return [KEPT[table](*row) for row in islice((row for row in rows if row[1] == realm_key), limit)]
+
+    def blocks(self) -> list[int]:
+        """The numbers of the blocks of keys in which there are rows: see `Renumbering`."""
+        found: set[int] = set()
+        with self._serving():
+            for table in _COLUMN_COUNTS.keys() - {"moved"}:
+                after = 0
+                while (
+                    row := self._database.execute(f"SELECT min(key) FROM {table} WHERE key >= ?", (after,)).fetchone()
+                ) != (None,):
+                    found.add(row[0] >> BLOCK_BITS)
+                    after = (row[0] >> BLOCK_BITS) + 1 << BLOCK_BITS
+        return sorted(found)
 
     def _read(self, table: str, which: str, *values: int | str) -> list[list[Any]]:
         with self._serving():

@@ -114,5 +114,8 @@ class Store(Protocol):
         It may read the whole table: for a realm that moves, not for a request.
         """
 
+    def blocks(self) -> list[int]:
+        """The numbers of the blocks of keys in which there are rows: see `Renumbering`."""
+
     def close(self) -> None:
         """Let go of the file."""

@@ -154,7 +154,7 @@ def list_jobs(realm: Realm, call: Call) -> Done:
         if with_data:
             size += job.data_bytes
             if page and size > PAGE_BYTES_MAX:
-                following = str(jobs[len(page) - 1].key - realm.shift)
+                following = str(realm.first_keys.first(jobs[len(page) - 1].key))
                 break
             shown["data"] = call.data(job)
         page.append(shown)
@@ -169,7 +169,7 @@ def _list_results(realm: Realm, call: Call, wanted: listing.Filter, limit: int, 
     while rows:
         for row in rows:
             if len(found) >= limit or size > PAGE_BYTES_MAX or looked_at >= listing.SCAN_MAX:
-                return Done(encode({"jobs": found, "cursor": str(after - realm.shift)}))
+                return Done(encode({"jobs": found, "cursor": str(realm.first_keys.first(after))}))
             after, looked_at = row.key, looked_at + 1
             if row.at >= oldest_at and row.job_id.startswith(wanted.prefix) and _result_fits(row.text, wanted):
                 found.append(msgspec.Raw(row.text.encode()))
