@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -526,6 +527,52 @@ def test_disk_that_others_filled_is_found_to_have_room_again(made_up_disk: MadeU
         await resumed(asker)
 
     with_process(made_up_disk.folder, play)
+
+
+def test_remove_on_a_disk_that_others_filled_takes_a_piece_of_the_reserve_at_once(made_up_disk: MadeUpDisk) -> None:
+    """Also where pages that were freed in the file are enough for adds: the log needs room all the same."""
+
+    class Database:
+        """One whose log finds no room until the reserve gave some up."""
+
+        def __init__(self, database: Any) -> None:
+            self._database = database
+            self.refusals = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._database, name)
+
+        def execute(self, statement: str, *values: Any) -> Any:
+            if statement == "COMMIT" and file.stat().st_size == MIB:
+                self.refusals += 1
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            return self._database.execute(statement, *values)
+
+    file = made_up_disk.folder / "shard-0000.reserve"
+    store = SqliteStore(made_up_disk.folder / "shard-0000.sqlite")
+    store.keep_reserve(1)
+    assert store.room() == Room.ENOUGH
+    changes = Changes()
+    changes.payloads = dict.fromkeys(range(1, 130), b"x" * 5_000)
+    asyncio.run(store.commit(changes, Mark(1, 2, 1.0)))
+    changes.payloads = dict.fromkeys(range(1, 120))
+    asyncio.run(store.commit(changes, Mark(2, 2, 1.0)))
+    database: Any = Database(store._database)
+    store._database = database
+    made_up_disk.others = made_up_disk.size
+    assert store.room() == Room.ENOUGH
+    changes.payloads = {125: None}
+    asyncio.run(store.commit(changes, Mark(3, 2, 1.0)))
+    assert database.refusals == 2, "once before the log was moved, once after"
+    assert file.stat().st_size == MIB * 7 // 8
+    made_up_disk.others = 0
+    changes.payloads = {126: None}
+    asyncio.run(store.commit(changes, Mark(4, 2, 1.0)))
+    assert file.stat().st_size == MIB, "it is made again"
+    store._database = database._database
+    store.close()
 
 
 @pytest.mark.usefixtures("quick_looks")

@@ -8,14 +8,14 @@ for the pages by which the database grows. So a file of some MiB stands beside t
     shard-0000.sqlite-wal   the log: it stays as long as it grew, so that it is written anew in its old room
     shard-0000.reserve      given up piece by piece, each just before it is used: nobody else gets it
 
-What holds all the time: after every commit the database has no more to grow by than a quarter of the reserve, as the
-log is moved into it that often (`WAL_PAGES_MAX`). So should others take all the rest of the disk at once, half of the
-reserve is still free for use when the database and the log have grown to what they need. And a commit that makes the
-data grow leaves the whole reserve to spare (`is_left`), and room for the log up to its usual size. To spare is what
-more can be written: free pages of the database, free blocks of the disk, the reserve, less what the checkpoint will
-take. A commit that finds no room all the same has the log moved into the database, so that its room is there again,
-and if that does not do, a piece of the reserve is given up, again and again (`make_room`). So what takes away goes on
-for as long as a piece is left, whoever filled the disk.
+What holds all the time: after every commit the database has no more to grow by than an eighth of the reserve, as the
+log is moved into it that often (`WAL_PAGES_MAX`). So should others take all the rest of the disk at once, nearly all of
+the reserve is free for use. And a commit that makes the data grow leaves the whole reserve to spare (`is_left`), and
+room for the log up to its usual size. To spare is what more can be written: free pages of the database, free blocks of
+the disk, the reserve, less what the checkpoint will take. A commit that finds no room all the same has the log moved
+into the database, so that its room is there again, and if that does not do, a piece of the reserve is given up, again
+and again (`make_room`). So what takes away goes on for as long as a piece is left, whoever filled the disk; what one
+commit takes must fit into the reserve.
 
 How much may grow depends on what there is to spare: see `Room`. The reserve is filled again once there is enough for
 it. Where blocks of zeros take no place, as on a disk that compresses, the file reserves nothing, and only what is
@@ -61,6 +61,8 @@ class Reserve:
         self._bytes = piece * PIECES
         self._room = Room.ENOUGH
         self._used_pages = 0  # at the begin of the commit
+        self._is_let = False  # what it changes leaves what is to be kept
+        self._is_short = False  # a piece was given up
         self._log_bytes = min(WAL_PAGES_MAX * self._page_bytes, self._bytes // 8)
         database.execute(f"PRAGMA wal_autocheckpoint = {self._log_bytes // self._page_bytes}")
         database.execute(f"PRAGMA journal_size_limit = {self._bytes}")
@@ -74,10 +76,8 @@ class Reserve:
     def room(self) -> Room:
         """What may go on from here on; fills the reserve where there is enough for it."""
         spare = self._spare()
-        left = self._left()
         if spare - self._log_grows_by() >= self._bytes * 5 // 4:
-            if left < self._bytes and self._disk_free() >= self._bytes - left:
-                self._fill()
+            self._fill()
             self._room = Room.ENOUGH
         else:
             self._room = Room.LITTLE if spare >= self._bytes * 3 // 8 else Room.SCARCE
@@ -109,18 +109,24 @@ class Reserve:
 
     def begin(self) -> None:
         """A transaction began."""
+        self._is_let = False
         self._used_pages = self._used()
 
     def is_left(self) -> bool:
         """Before a transaction is committed: whether it leaves what is to be kept; always if the data do not grow."""
         grown = (self._used() - self._used_pages) * self._page_bytes
-        if grown <= 0:
-            return True
         kept = {Room.ENOUGH: self._bytes + self._log_grows_by(), Room.LITTLE: self._bytes // 4}.get(self._room, 0)
-        return self._spare() - grown >= kept  # it goes into the log, and once more, later, into the database
+        # It goes into the log, and once more, later, into the database.
+        self._is_let = grown <= 0 or self._spare() - grown >= kept
+        return self._is_let
 
     def _used(self) -> int:
         return self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")
+
+    def committed(self) -> None:
+        """It is kept; the reserve is made whole again as soon as that can be, and not before: see `make_room`."""
+        if self._is_short and self._room == Room.ENOUGH:
+            self._fill()
 
     def make_room(self, is_first: bool) -> bool:
         """A commit found none, for the first time or again, and was undone: whether it is worth to try it once more."""
@@ -142,17 +148,23 @@ class Reserve:
         return not is_busy
 
     def _give_up(self) -> bool:
-        """Let go of a piece of the reserve; False where there is none, or there was enough room to be careful."""
+        """Let go of a piece of the reserve; False where there is none, or a commit may grow into what is to be kept."""
         left = self._left()
-        if not left or self._room == Room.ENOUGH:
+        if not left or (self._room == Room.ENOUGH and not self._is_let):
             return False
+        self._is_short = True
         with self._reserve.open("r+b") as file:
             file.truncate(max(0, left - self._piece_bytes))
             os.fsync(file.fileno())  # some file systems have the blocks free only then
         return True
 
     def _fill(self) -> None:
-        """Have the whole reserve again."""
+        """Have the whole reserve, if the disk has as much."""
+        missing = self._bytes - self._left()
+        self._is_short = missing > 0
+        if missing <= 0 or self._disk_free() < missing:
+            return
         with contextlib.suppress(OSError), self._reserve.open("ab") as file:
             os.posix_fallocate(file.fileno(), 0, self._bytes)
             os.fsync(file.fileno())
+            self._is_short = False

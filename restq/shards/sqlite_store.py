@@ -240,6 +240,8 @@ class SqliteStore:
             database.execute("ROLLBACK")
             raise StorageFull(FULL)
         database.execute("COMMIT")
+        if reserve is not None:
+            reserve.committed()
 
     def _give_up(self, error: sqlite3.Error) -> NoReturn:
         """Undo the transaction where that is certain to work. After a failed sync it is not: raise StoreFailed."""
