@@ -32,7 +32,10 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """`status` and `body` are HTTP's. `extra` is the number of the pull (0: none leased), or the shard for MOVED."""
+    """`status` and `body` are HTTP's.
+
+    `extra` is the number of the pull (0: none leased), the shard for MOVED, or for "recall" of the last arrival.
+    """
 
     request_id: int
     status: int

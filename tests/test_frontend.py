@@ -422,9 +422,26 @@ def test_pull_with_key_that_came_before_gives_what_all_shards_leased_then_in_ord
         second.answers["recall"] = (200, leased("2", "1", "4"), 0)
         answer = await client.ask("POST", "/pull", {"count": 4}, "k")
         assert [job["job_id"] for job in answer.json["jobs"]] == ["0", "1", "2", "3"]
-        assert [request.operation for shard in front.shards for request in shard.asked] == ["recall"] * 2
+        assert [request.operation for shard in front.shards for request in shard.asked] == ["recall"] * 4
         [(key, _)] = {tuple(request.once) for shard in front.shards for request in shard.asked}
         assert key == "k"
+
+    run(tmp_path, test, shard_count=2)
+
+
+def test_pull_with_key_asks_again_where_a_realm_may_have_moved_past_it(tmp_path: Path) -> None:
+    """From the shard that was asked late to the one that was asked early: it was in neither."""
+
+    async def test(front: Frontend) -> None:
+        client, [early, late] = await front.connect(), front.shards
+        early.answers["recall"] = (200, [], 7)
+        client.send("POST", "/pull", {"count": 4}, "k")
+        asked = await late.call("recall")
+        early.answers["recall"] = (200, leased("0"), 8)
+        late.reply(asked, [], extra=3)
+        for count in (2, 3):
+            late.reply(await late.call("recall", count), [], extra=3)
+        assert [job["job_id"] for job in (await client.answer()).json["jobs"]] == ["0"]
 
     run(tmp_path, test, shard_count=2)
 

@@ -25,13 +25,14 @@ def get_stats(shard: Shard, mail: Mail, call: Call) -> Reply:
 def recall(shard: Shard, mail: Mail, call: Call) -> Reply:
     """What this very pull over several realms leased here when it came before: [index, job], in any order.
 
-    `params`: the realms over which it goes, or null for all.
+    `params`: the realms over which it goes, or null for all. With the reply goes the number of the last arrival: where
+    it has changed since, a realm that came here meanwhile may have been asked for nowhere.
     """
     [names] = call.params
     realms = shard.realms() if names is None else filter(None, map(shard.find, names))
     rows = [row for realm in realms for row in shard.replies.find(realm.key, mail.once, call.now)]
     parts = [body[1:-1] for row in rows if (body := shard.archive.reply(row)) is not None]
-    return Reply(mail.request_id, 200, b"[" + b",".join(parts) + b"]")
+    return Reply(mail.request_id, 200, b"[" + b",".join(parts) + b"]", shard.moves.last_arrival)
 
 
 def wait_ready(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:

@@ -28,6 +28,7 @@ class Moves:
         self._shard = shard
         self.asked: list[tuple[Mail, int]] = []  # that the process is to carry out
         self._movers: dict[str, Mail] = {}  # who waits for a move, by realm
+        self.last_arrival = 0  # a number that is another after each arrival, restarts included
 
     def take(self) -> list[tuple[Mail, int]]:
         """Hand over the moves that are to be carried out: on whose behalf, and to which shard."""
@@ -42,6 +43,7 @@ class Moves:
         """Memory goes back to the store, which knows of those that began."""
         self.asked.clear()
         self._movers.clear()
+        self.last_arrival = self._shard.keys.next_key
 
     def resume(self, actor: Actor, target: int) -> None:
         """Go on with a move that began before a start."""
@@ -91,6 +93,7 @@ class Moves:
         realm.epoch += 1
         realm.set_task(None)
         self.note(realm.name, self._shard.index)
+        self.last_arrival = self._shard.keys.next_key  # what arrives takes keys
         self._shard.take_in(realm)
 
     def note(self, name: str, shard: int) -> None:

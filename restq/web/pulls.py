@@ -104,8 +104,7 @@ class Pulls:
 
     async def _recall(self, wanted: Wanted, once: Sequence[str]) -> list[LeasedJob]:
         """What this very pull leased when it came before."""
-        calls = {shard: ("recall", [wanted.realms], b"") for shard in self._shards.connected()}
-        replies = await self._shards.ask(calls, once)
+        replies = await self._recalled(wanted, once)
         # A realm on the move is told of by two shards for a moment.
         found = {
             (job.realm, job.lease_id): (index, job)
@@ -113,6 +112,20 @@ class Pulls:
             for index, job in _read_leased(reply.body)
         }
         return [job for _, job in sorted(found.values(), key=itemgetter(0))[: wanted.job_count]]
+
+    async def _recalled(self, wanted: Wanted, once: Sequence[str]) -> dict[int, Reply]:
+        """What each shard recalls, no realm overlooked.
+
+        One that moved from a shard that was asked late to one that was asked early was asked for nowhere. So all are
+        asked once more: if none has had an arrival since, there was no such realm.
+        """
+        replies: dict[int, Reply] = {}
+        for _ in range(ATTEMPTS_MAX):
+            calls = {shard: ("recall", [wanted.realms], b"") for shard in self._shards.connected()}
+            before, replies = replies, await self._shards.ask(calls, once)
+            if len(calls) == 1 or _arrivals(before) == _arrivals(replies):
+                return before or replies
+        raise ShardUnavailable("realms are on the move; nothing was leased, try again")
 
     async def _pull_waiting(self, wanted: Wanted, wait: float, call: Call) -> Outcome:
         ends_at = asyncio.get_running_loop().time() + wait
@@ -233,6 +246,10 @@ class Pulls:
             elif future.exception() is None and future.result().status == MOVED:
                 self._shards.learn(future.result())
         return not left.done()
+
+
+def _arrivals(replies: dict[int, Reply]) -> dict[int, int]:
+    return {shard: reply.extra for shard, reply in replies.items()}
 
 
 def _wanted(body: PullEverywhere) -> Wanted:
