@@ -79,7 +79,7 @@ def cursor_key(realm: Realm, cursor: str | None) -> int:
     """The key that a cursor stands for; 0 for the beginning."""
     if cursor is None:
         return 0
-    if not cursor.isascii() or not cursor.isdecimal() or len(cursor) > 19:
+    if not cursor.isascii() or not cursor.isdecimal() or len(cursor) > 18:
         raise FieldInvalid(f"cursor: {ascii(cursor)[:60]} is not a cursor of a list", "cursor")
     return realm.first_keys.key(int(cursor))
 
