@@ -79,7 +79,7 @@ class Webapp:
         1, "integer", "processes that speak HTTP", unit="processes", low=1, high=1024, flag="--frontends"
     )
     body_bytes_max: int = _option(
-        33554432, "integer", "largest body of a request", unit="bytes", low=1024, high=2**31 - 1
+        33554432, "integer", "largest body of a request", unit="bytes", low=1024, high=2**29
     )
     shard_jobs_max: int = _option(
         0,

@@ -429,6 +429,13 @@ def test_message_that_does_not_fit_is_refused_at_once(rig: Rig, monkeypatch: pyt
     assert rig.reply_to("add_job", A, ["z"], {"queue_id": 0, "data": "a" * 60}).status == 200, "there is room again"
 
 
+def test_message_that_is_larger_than_all_that_may_wait_is_served_where_nothing_waits(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_module, "MAIL_BYTES_MAX", 10)
+    assert rig.reply_to("add_job", A, ["x"], {"queue_id": 0, "data": "a" * 60}).status == 200
+
+
 @pytest.mark.usefixtures("small_steps")
 def test_full_disk_during_a_removal_tells_who_waits_for_it(rig: Rig) -> None:
     rig.add(A, *ids(55))

@@ -729,6 +729,7 @@ def test_leave_by_thousands_leaves_nothing(rig: Rig) -> None:
 def test_message_that_does_not_fit_is_refused_and_does_not_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     waiter = rig.waiting_pull(A)
     monkeypatch.setattr(shard_module, "MAIL_BYTES_MAX", 10)
+    rig.send("pull", A, [], {"count": 1, "max_queue": -1})
     refused = rig.send("pull", A, [], {"wait": 60})
     rig.run()
     rig.turn()
