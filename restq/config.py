@@ -78,9 +78,7 @@ class Webapp:
     frontends: int = _option(
         1, "integer", "processes that speak HTTP", unit="processes", low=1, high=1024, flag="--frontends"
     )
-    body_bytes_max: int = _option(
-        33554432, "integer", "largest body of a request", unit="bytes", low=1024, high=2**29
-    )
+    body_bytes_max: int = _option(33554432, "integer", "largest body of a request", unit="bytes", low=1024, high=2**29)
     shard_jobs_max: int = _option(
         0,
         "integer",

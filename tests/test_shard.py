@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from shard_rig import LARGE, NOW, A, B, C, Rig, bulk, ids, only_rows_of
 
-from restq.shards import adding, commands
+from restq.shards import adding, commands, mailboxes
 from restq.shards import shard as shard_module
 from restq.shards.store import Room
 
@@ -419,7 +419,7 @@ def test_removal_under_way_rests_while_the_disk_is_full(rig: Rig) -> None:
 
 
 def test_message_that_does_not_fit_is_refused_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_module, "MAIL_BYTES_MAX", 100)
+    monkeypatch.setattr(mailboxes, "BYTES_MAX", 100)
     rig.add(A, "x")
     kept = rig.send("add_job", A, ["y"], {"queue_id": 0, "data": "a" * 60})
     refused = rig.send("add_job", A, ["z"], {"queue_id": 0, "data": "a" * 60})
@@ -432,7 +432,7 @@ def test_message_that_does_not_fit_is_refused_at_once(rig: Rig, monkeypatch: pyt
 def test_message_that_is_larger_than_all_that_may_wait_is_served_where_nothing_waits(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_module, "MAIL_BYTES_MAX", 10)
+    monkeypatch.setattr(mailboxes, "BYTES_MAX", 10)
     assert rig.reply_to("add_job", A, ["x"], {"queue_id": 0, "data": "a" * 60}).status == 200
 
 

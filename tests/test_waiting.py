@@ -22,7 +22,7 @@ from shard_rig import (
 )
 
 from restq.protocol import MOVED
-from restq.shards import leasing, waking
+from restq.shards import leasing, mailboxes, waking
 from restq.shards import shard as shard_module
 from restq.shards.store import Room
 
@@ -728,7 +728,7 @@ def test_leave_by_thousands_leaves_nothing(rig: Rig) -> None:
 
 def test_message_that_does_not_fit_is_refused_and_does_not_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     waiter = rig.waiting_pull(A)
-    monkeypatch.setattr(shard_module, "MAIL_BYTES_MAX", 10)
+    monkeypatch.setattr(mailboxes, "BYTES_MAX", 10)
     rig.send("pull", A, [], {"count": 1, "max_queue": -1})
     refused = rig.send("pull", A, [], {"wait": 60})
     rig.run()

@@ -6,6 +6,8 @@ from collections import deque
 
 from restq.shards.actor import Actor, Mail
 
+BYTES_MAX = 64 << 20  # of the bodies that wait
+
 
 class Mailboxes:
     """One for each realm that is there or is asked for, and two for what concerns none alone."""
@@ -32,6 +34,10 @@ class Mailboxes:
         """A name that nobody uses takes no memory."""
         if actor.realm is None and not actor.mail and not actor.held and self.actors.get(actor.name) is actor:
             del self.actors[actor.name]
+
+    def have_room(self, mail: Mail) -> bool:
+        """Whether one more message fits. Where nothing waits each does: a large body must not be refused for ever."""
+        return not self.bytes or self.bytes + len(mail.body) <= BYTES_MAX
 
     def receive(self, actor: Actor, mail: Mail) -> None:
         """A message for this mailbox."""

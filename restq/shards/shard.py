@@ -56,7 +56,6 @@ from restq.shards.waking import Waking
 GROUP_ROWS_MAX = 8_000  # a group that changed so many rows is committed before more mail is read
 LITTLE_ROWS_MAX = 500  # the same where there is little room on the disk: each row may take a page of the log
 TURN_REPLY_BYTES_MAX = 16 << 20  # replies that are sent before more mail is read
-MAIL_BYTES_MAX = 64 << 20  # of the bodies that wait; one more is refused, but none that is alone
 
 log = logging.getLogger("restq.shard")
 
@@ -174,8 +173,7 @@ class Shard:
         if mail.operation == "leave":
             self.waking.leave(mail.sender, mail.params[0], self._now)
             return
-        waiting_bytes = self.mailboxes.bytes
-        if waiting_bytes and waiting_bytes + len(mail.body) > MAIL_BYTES_MAX and mail.operation not in ARRIVAL_OPERATIONS:
+        if not self.mailboxes.have_room(mail) and mail.operation not in ARRIVAL_OPERATIONS:
             busy = Overloaded(f"shard {self.index} has more requests waiting than fit; nothing was done, try again")
             self.answer(mail, refusal(mail, busy))
             return
