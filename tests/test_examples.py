@@ -25,7 +25,7 @@ _VARYING = re.compile(
     r"\b\d+\.\d\d$|\b\d{10}\.\d+\b|\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\b|(?<=\"worker\": )\"[^\"]*\"", re.MULTILINE
 )
 # A session shows these, and uses them in later commands.
-_LEASE = re.compile(r"(?<![-\w])\d+-\d+-[0-9a-f]{11}(?![-\w])")
+_LEASE = re.compile(r"(?<![-\w])\d+-\d+-[0-9a-f]{13}(?![-\w])")
 
 
 class Session(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from shard_rig import LARGE, NOW, A, B, C, Rig, bulk, ids, only_rows_of
+from wire import names_on
 
 from restq.shards import adding, commands, mailboxes
 from restq.shards import shard as shard_module
@@ -497,3 +498,15 @@ def test_requests_of_all_kinds_leave_nothing_to_the_garbage_collector(rig: Rig) 
     finally:
         gc.enable()
     assert many <= few + 50
+
+
+def test_lease_ids_of_two_shards_differ_where_all_else_is_equal() -> None:
+    """Realms that came to be in the same millisecond, on shards whose counters stand alike."""
+    names = [next(names_on(shard, "r")) for shard in range(2)]
+    rigs = [Rig(shard, 2) for shard in range(2)]
+    for rig, name in zip(rigs, names, strict=True):
+        rig.add(name, "x")
+    first, second = (
+        rig.ask("pull", name, [], {})["jobs"][0]["lease_id"] for rig, name in zip(rigs, names, strict=True)
+    )
+    assert first != second

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from restq.names import QueueId
 
 BATCH = "batch"
+SHARD_BITS = 10  # of the number of a shard: `webapp.shards` is 1,024 at most
 
 
 class Task(NamedTuple):
@@ -61,7 +62,7 @@ class RealmRow(NamedTuple):
     task: str | None  # JSON of the Task that holds the realm, to be resumed after a restart
     settings: str = "{}"  # JSON of what else was configured
     first_keys: int | str = 0  # see `FirstKeys`; column `shift`
-    born: int = 0  # ms of the shard's clock when it came to be: lease ids of an earlier realm of this name are void
+    born: int = 0  # see `Keys.birth`: lease ids of an earlier realm of this name are void, and no other realm has them
 
 
 class QueueRow(NamedTuple):
@@ -179,13 +180,18 @@ class Changes:
 class Keys:
     """The shard's one counter, for keys and for the numbers of pulls: it only grows, restarts included."""
 
-    __slots__ = ("next_key",)
+    __slots__ = ("_shard", "next_key")
 
-    def __init__(self, next_key: int = 1) -> None:
+    def __init__(self, next_key: int = 1, shard: int = 0) -> None:
         self.next_key = next_key
+        self._shard = shard
 
     def take(self) -> int:
         """A number that was never given out."""
         key = self.next_key
         self.next_key = key + 1
         return key
+
+    def birth(self, now: float) -> int:
+        """What tells a realm that comes to be now from those of other shards, whose counters give the same numbers."""
+        return int(now * 1000) << SHARD_BITS | self._shard

@@ -390,7 +390,7 @@ class Realm:
     def write(self, changed: bool = False) -> None:
         """Something is written to the realm: it exists from now on."""
         if not self.exists:
-            self.exists, self.born = True, int(self.clock * 1000)
+            self.exists, self.born = True, self.keys.birth(self.clock)
             changed = True
         if changed:
             self.changes.realms[self.key] = rows.realm_row(self)

@@ -74,7 +74,7 @@ class Shard:
     ) -> None:
         self.index = index
         self.placement = placement
-        self.keys = Keys()
+        self.keys = Keys(shard=index)
         self.changes = Changes()
         self.outbox: list[tuple[Mail, Reply]] = []
         self.stats = Stats()
