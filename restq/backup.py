@@ -19,11 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from restq.data_dir import (
+    LOCK_NAME,
+    note_shard_count,
+    shard_path,
+    shards_missing,
+    shards_present,
+    socket_path,
+    sync_directory,
+)
 from restq.errors import RestqError, from_reply
 from restq.pipe import Pipe
 from restq.shards import wal
+from restq.shards.witness import Witness
 
-LOCK_NAME = "server.lock"
 ATTEMPTS_MAX = 3
 CONNECT_SECONDS = 10.0
 
@@ -47,19 +56,19 @@ def back_up(data_dir: Path, target: Path) -> Copied:
 
     What is at `target` is whole and synced as soon as this returns; if it raises, no file is left there.
     """
-    files = sorted(data_dir.glob("shard-*.sqlite"))
-    if not files:
-        raise BackupFailed(f"there is no data of restq in {data_dir}")
+    shards = _shards(data_dir)
     _make_empty(target)
-    copies = [target / file.name for file in files]
+    copies = [shard_path(target, shard) for shard in shards]
     try:
         with _lock(data_dir) as is_free:
             if is_free:
-                for file, copy in zip(files, copies, strict=True):
-                    _copy_offline(file, copy)
+                for shard, copy in zip(shards, copies, strict=True):
+                    _copy_offline(shard_path(data_dir, shard), copy)
             else:
                 asyncio.run(_copy_live(data_dir, copies))
-        _sync(target)
+        note_shard_count(target, len(shards))
+        sync_directory(target)
+        sync_directory(target.parent)
     except (RestqError, OSError) as error:
         for path in target.iterdir():
             path.unlink()
@@ -67,6 +76,19 @@ def back_up(data_dir: Path, target: Path) -> Copied:
             raise
         raise BackupFailed(f"no copy was made: {error}") from None
     return Copied(len(copies), sum(copy.stat().st_size for copy in copies), not is_free)
+
+
+def _shards(data_dir: Path) -> list[int]:
+    """What is to be copied."""
+    try:
+        shards, missing = shards_present(data_dir), shards_missing(data_dir)
+    except OSError as error:
+        raise BackupFailed(f"{data_dir} can't be read: {error.strerror}") from None
+    if missing:
+        raise BackupFailed(f"{missing[0]} is not there, or is empty, but belongs to this data directory")
+    if not shards:
+        raise BackupFailed(f"there is no data of restq in {data_dir}")
+    return shards
 
 
 def _make_empty(target: Path) -> None:
@@ -101,12 +123,17 @@ def _copy_offline(file: Path, copy: Path) -> None:
     try:
         with contextlib.closing(sqlite3.connect(file)) as source, contextlib.closing(sqlite3.connect(copy)) as target:
             source.backup(target)
-    except sqlite3.Error as error:
+            ((group,),) = target.execute("SELECT last_group FROM mark").fetchall()
+    except (sqlite3.Error, ValueError) as error:
         raise BackupFailed(f"{file} can't be copied: {error}") from None
+    if group < (claimed := Witness(file).claims()):
+        raise BackupFailed(
+            f"{file} ends with commit {group}, but commit {claimed} was done: it was cut short or replaced"
+        )
 
 
 async def _copy_live(data_dir: Path, copies: list[Path]) -> None:
-    pipes = [Pipe(str(data_dir / f"{copy.stem}.sock"), shard) for shard, copy in enumerate(copies)]
+    pipes = [Pipe(str(socket_path(data_dir, shard)), shard) for shard in range(len(copies))]
     for pipe in pipes:
         pipe.open()
     try:
@@ -142,13 +169,3 @@ async def _ask(pipes: list[Pipe], operation: str, params: list[list[Any]]) -> li
         if reply.status != 200:
             raise from_reply(reply.status, json.loads(reply.body))
     return [json.loads(reply.body) for reply in replies]
-
-
-def _sync(folder: Path) -> None:
-    """Have the names in it, and its own, survive a power cut."""
-    for path in (folder, folder.parent):
-        opened = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from restq.data_dir import LOCK_NAME, shard_path, shards_missing, shards_present
 from restq.errors import RestqError
 from restq.shards import wal
 from restq.shards.changes import BATCH, Changes, Task, payload_keys
@@ -26,7 +27,6 @@ from restq.shards.checksums import checksum, fits
 from restq.shards.schema import APPLICATION_ID, FORMAT, differs, migrate
 from restq.shards.witness import Witness
 
-LOCK_NAME = "server.lock"
 SHOWN_MAX = 10  # problems of one kind in one file that are told one by one
 
 # What must not be there: a sentence, and how many and the first of it. Kept failures, results and replies may outlive
@@ -78,7 +78,7 @@ class Report(NamedTuple):
 def check(data_dir: Path) -> Report:
     """Look at all files of a data directory. Raises CheckRefused where a server uses it, or there is nothing."""
     try:
-        files = sorted(path for path in data_dir.iterdir() if path.match("shard-*.sqlite"))
+        files = [shard_path(data_dir, shard) for shard in shards_present(data_dir)]
     except OSError as error:
         raise CheckRefused(f"{data_dir} can't be read: {error.strerror}") from None
     if not files:
@@ -88,6 +88,8 @@ def check(data_dir: Path) -> Report:
     with _lock(data_dir):
         for file in files:
             _File(file, report, realms).check()
+        for path in shards_missing(data_dir):
+            report.problems.append(f"{path.name}: it is not there, or is empty, but belongs to this directory")
         for path in sorted(data_dir.glob("shard-*.sqlite-wal")):
             if path.stat().st_size and path.with_name(path.name.removesuffix("-wal")) not in files:
                 report.problems.append(f"{path.name}: its database is not there")

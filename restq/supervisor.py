@@ -18,11 +18,11 @@ from typing import Any
 
 from restq.child import Child
 from restq.config import Config
+from restq.data_dir import LOCK_NAME, shard_path, socket_path
 from restq.errors import RestqError
-from restq.shards.relocation import relocate, shard_path
+from restq.shards.relocation import relocate
 from restq.shards.store import StoreRefused
 
-LOCK_NAME = "server.lock"
 BACKLOG = 1024
 STOP_SECONDS = 6.0  # for each of the two waves: front ends, then shards
 CLOCK_BEHIND_SECONDS = 60.0  # from here on it is worth a word; less is a clock that is being set right
@@ -70,7 +70,7 @@ class Supervisor:
 
     def _prepare(self, pinned: dict[str, int], offset: float, sockets: list[socket.socket]) -> None:
         webapp = self._config.webapp
-        paths = [str(self._data_dir / f"shard-{shard:04d}.sock") for shard in range(webapp.shards)]
+        paths = [str(socket_path(self._data_dir, shard)) for shard in range(webapp.shards)]
         for shard in range(webapp.shards):
             settings = {
                 "index": shard,

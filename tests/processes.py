@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from conftest import START_SECONDS, Server
+from polling import eventually
 from wire import ask
 
 
@@ -30,6 +32,15 @@ def children(pid: int) -> set[int]:
     """The processes that this one started and that have not ended."""
     pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
     return {child for child in pids if parent(child) == pid}
+
+
+def kill_at_once(server: Server) -> None:
+    """All processes of a server: what only memory held is gone, and no shard whose supervisor died closes its file."""
+    pids = [server.pid, *children(server.pid)]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    server.process.wait()
+    eventually(lambda: not any(map(is_running, pids)))
 
 
 def shard_pids(server: Server) -> list[int]:

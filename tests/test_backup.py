@@ -11,6 +11,7 @@ import pytest
 from cli_rig import COMMAND
 from conftest import START_SECONDS, Server, StartServer
 from load import load, progress
+from processes import kill_at_once
 from wire import ask, names_on
 
 
@@ -53,7 +54,8 @@ def test_back_up_running_server_gives_a_directory_that_serves_the_same(
     done = run_restq("backup", tmp_path / "copy", f"--data-dir={own.data_dir}")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("2 shards, ")
-    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["shard-0000.sqlite", "shard-0001.sqlite"]
+    expected = ["server.shards", "shard-0000.sqlite", "shard-0001.sqlite"]
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == expected
     copy = start_server(tmp_path / "copy")
     for realm in realms:
         assert seen(copy, realm)[:1] == seen(own, realm)[:1]
@@ -109,6 +111,34 @@ def test_back_up_under_load_and_moves_holds_what_was_answered_before(
     for realm, account, before in zip(loaded, accounts, added, strict=True):
         there = set(ask(copy, "GET", f"/{realm}/tag/batch").ok())
         assert before - account.to_remove <= there <= account.asked
+
+
+def test_back_up_of_server_with_fewer_shards_than_before_copies_those(
+    start_server: StartServer, realm_name: str, tmp_path: Path
+) -> None:
+    own = start_server(shards=3)
+    realms = [next(names_on(shard, realm_name, 3)) for shard in range(3)]
+    fill(own, realms)
+    own.stop()
+    own = start_server(own.data_dir, shards=1)
+    done = run_restq("backup", tmp_path / "copy", f"--data-dir={own.data_dir}")
+    assert (done.returncode, done.stderr) == (0, "")
+    copy = start_server(tmp_path / "copy", shards=1)
+    assert [job_ids(copy, realm) for realm in realms] == [job_ids(own, realm) for realm in realms]
+
+
+def test_back_up_of_data_that_were_cut_short_is_refused(start_server: StartServer, tmp_path: Path) -> None:
+    own = start_server(shards=1)
+    for number in range(20):
+        ask(own, "PUT", f"/r/job/{number}", {"queue_id": 0}).ok()
+    kill_at_once(own)
+    log = own.data_dir / "shard-0000.sqlite-wal"
+    with log.open("r+b") as file:
+        file.truncate(log.stat().st_size // 2)
+    done = run_restq("backup", tmp_path / "copy", f"--data-dir={own.data_dir}")
+    assert done.returncode == 1
+    assert "it was cut short or replaced" in done.stderr
+    assert os.listdir(tmp_path / "copy") == []
 
 
 @pytest.mark.parametrize("what", ["not empty", "a file", "no data", "not writable"])

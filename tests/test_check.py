@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,15 +14,14 @@ from typing import Any
 
 import pytest
 from conftest import RESTQ, Server, StartServer
-from polling import eventually
-from processes import children, is_running
+from processes import kill_at_once
 from test_store import full_group, place_row
 from test_upgrade import FORMAT_1, WORK
 from wire import ask
 
 from restq.check import CheckRefused, Report, check
+from restq.data_dir import note_shard_count, shard_path
 from restq.shards.changes import Changes, RealmRow, Task
-from restq.shards.relocation import shard_path
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Mark
 from restq.shards.witness import Witness
@@ -84,11 +81,7 @@ def test_check_of_directory_that_a_killed_server_left_reads_its_log(start_server
     with pytest.raises(CheckRefused, match="is in use by process"):
         check(server.data_dir)
     assert hashes_of_files(server) == running
-    pids = [server.pid, *children(server.pid)]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    server.process.wait()
-    eventually(lambda: not any(map(is_running, pids)))
+    kill_at_once(server)
     left = tmp_path / "left"
     left.mkdir()
     for path in server.data_dir.iterdir():
@@ -225,6 +218,17 @@ def test_check_of_realm_in_two_files_notes_which_one_counts(data_dir: Path) -> N
 def test_check_of_log_without_its_database_says_so(data_dir: Path) -> None:
     (data_dir / "shard-0003.sqlite-wal").write_bytes(b"x" * 5000)
     assert checked(data_dir).problems == ["shard-0003.sqlite-wal: its database is not there"]
+
+
+@pytest.mark.parametrize("what", ["missing", "empty"])
+def test_check_of_directory_without_one_of_its_databases_says_so(data_dir: Path, what: str) -> None:
+    note_shard_count(data_dir, 2)
+    path = shard_path(data_dir, 1)
+    path.unlink(missing_ok=True)
+    if what == "empty":
+        path.write_bytes(b"")
+    problems = checked(data_dir).problems
+    assert "shard-0001.sqlite: it is not there, or is empty, but belongs to this directory" in problems
 
 
 def test_check_where_nothing_is_is_refused_and_makes_nothing(tmp_path: Path) -> None:

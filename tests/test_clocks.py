@@ -29,10 +29,11 @@ from shard_rig import Sender
 from wire import ask, names_on
 
 from restq import supervisor
+from restq.data_dir import shard_path
 from restq.shards import process
 from restq.shards.actor import Mail
 from restq.shards.memory_store import MemoryStore
-from restq.shards.relocation import relocate, shard_path
+from restq.shards.relocation import relocate
 from restq.shards.sqlite_store import SqliteStore
 
 HOUR, DAY, YEAR = 3_600.0, 86_400.0, 365.25 * 86_400.0

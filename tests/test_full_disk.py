@@ -30,6 +30,7 @@ from polling import eventually
 from processes import children, is_running, shard_pids
 from wire import Answer, Wire, ask, names_on
 
+from restq.data_dir import shard_path
 from restq.errors import StorageFull
 from restq.protocol import Reply
 from restq.shards import process, reserve
@@ -37,7 +38,7 @@ from restq.shards.actor import Mail
 from restq.shards.changes import Changes, RealmRow
 from restq.shards.commands import batches, jobs
 from restq.shards.process import ShardProcess
-from restq.shards.relocation import relocate, shard_path
+from restq.shards.relocation import relocate
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Mark, Room, StoreRefused
 

@@ -30,6 +30,7 @@ ARROWS: dict[str, str] = {
     "config": "errors kinds",
     "kinds": "",
     "memory": "",
+    "data_dir": "",
     "bodies": "errors names",
     "protocol": "errors",
     "placement": "",
@@ -38,9 +39,9 @@ ARROWS: dict[str, str] = {
     "pipe": "errors protocol",
     "web": "web.*",
     "web.*": "restq bodies child errors loop names pipe placement protocol web web.*",
-    "supervisor": "child config errors shards.relocation shards.store",
-    "backup": "errors pipe shards.wal",
-    "check": "errors shards shards.changes shards.checksums shards.schema shards.wal shards.witness",
+    "supervisor": "child config data_dir errors shards.relocation shards.store",
+    "backup": "data_dir errors pipe shards.wal shards.witness",
+    "check": "data_dir errors shards shards.changes shards.checksums shards.schema shards.wal shards.witness",
     "client": "client.*",
     "client.*": "restq client.* config errors names",
     "aio": "aio.*",
@@ -117,7 +118,7 @@ ARROWS: dict[str, str] = {
         " shards.rows shards.store shards.sweeps"
     ),
     "shards.relocation": (
-        "errors placement shards.changes shards.renumbering shards.reserve shards.store shards.*_store"
+        "data_dir errors placement shards.changes shards.renumbering shards.reserve shards.store shards.*_store"
     ),
     "shards.replies": "errors shards.actor shards.changes shards.commands.call",
     "shards.actor": "errors protocol shards.commands.call shards.realm",

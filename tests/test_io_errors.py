@@ -13,7 +13,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -29,7 +28,7 @@ from conftest import StartServer
 from io_faults import KINDS, Planted, Strace
 from longrun import LONG, trials
 from polling import eventually
-from processes import children, is_running, shard_pids
+from processes import kill_at_once, shard_pids
 from recorded_vfs import library
 from wire import JSON, Answer, Wire, ask, names_on
 
@@ -221,7 +220,7 @@ class Trial:
         with working(clients):
             for _ in range(faults):
                 self._fault(clients)
-        self._kill()
+        kill_at_once(self._server)
         self._server = self._start(self._server.data_dir, shards=SHARDS)
         self._account.checker.drained_at = time.time()
         for realm in self._realms:
@@ -277,14 +276,6 @@ class Trial:
         self.counts["resumed"] += 1
         targets = [client.steps + 3 for client in clients]
         eventually(lambda: all(client.steps >= target for client, target in zip(clients, targets, strict=True)))
-
-    def _kill(self) -> None:
-        """All of the server at once: what only memory held is gone."""
-        pids = [self._server.pid, *children(self._server.pid)]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        self._server.process.wait()
-        eventually(lambda: not any(map(is_running, pids)))
 
     def _drain(self, realm: str) -> None:
         """Pull and ack everything, also what is leased to clients that were never told."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from restq.data_dir import shard_count, shard_path
 from restq.placement import home
 from restq.shards import adding, finishing, leasing, limits, operating, relocation
 from restq.shards.changes import (
@@ -28,7 +29,7 @@ from restq.shards.changes import (
 from restq.shards.data import INLINE_BYTES_MAX
 from restq.shards.loader import Loader
 from restq.shards.realm import Realm
-from restq.shards.relocation import relocate, shard_path
+from restq.shards.relocation import relocate
 from restq.shards.renumbering import BLOCK_BITS, FirstKeys
 from restq.shards.settings import LimitSettings, QueueSettings
 from restq.shards.sqlite_store import SqliteStore
@@ -349,7 +350,7 @@ def test_relocate_sends_pinned_realms_home_when_their_shard_is_no_more(tmp_path:
     assert relocate(tmp_path, 2).pinned == {}
     found = contents(tmp_path)
     assert flat(found) == expected
-    assert found[2] == {}
+    assert sorted(found) == [0, 1]
     for shard in (0, 1):
         assert set(found[shard]) == {name for name in NAMES if home(name, 2) == shard}
         assert not any(row.pinned for row in rows_of(tmp_path, shard).values())
@@ -434,6 +435,33 @@ def test_relocate_with_file_that_is_refused_changes_nothing(tmp_path: Path) -> N
         relocate(tmp_path, 2)
     shard_path(tmp_path, 1).unlink()
     assert contents(tmp_path) == expected
+
+
+def test_relocate_to_fewer_shards_leaves_no_file_of_the_others(tmp_path: Path) -> None:
+    make(tmp_path, at_home(4))
+    relocate(tmp_path, 4)
+    expected = flat(contents(tmp_path))
+    relocate(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir() if "shard-0002" in path.name or "shard-0003" in path.name} == set()
+    assert shard_count(tmp_path) == 2
+    relocate(tmp_path, 3)
+    assert (flat(contents(tmp_path)), shard_count(tmp_path)) == (expected, 3)
+
+
+@pytest.mark.parametrize("what", ["missing", "empty"])
+def test_relocate_without_a_database_that_was_there_is_refused_and_changes_nothing(tmp_path: Path, what: str) -> None:
+    make(tmp_path, at_home(3))
+    relocate(tmp_path, 3)
+    path = shard_path(tmp_path, 1)
+    aside = path.read_bytes()
+    path.unlink() if what == "missing" else path.write_bytes(b"")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for count in (1, 2, 3):
+        with pytest.raises(StoreRefused, match=r"shard-0001\.sqlite is not there, or is empty"):
+            relocate(tmp_path, count)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    path.write_bytes(aside)
+    relocate(tmp_path, 3)
 
 
 class Crash(Exception):

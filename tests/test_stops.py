@@ -25,8 +25,8 @@ from polling import eventually
 from processes import children, frontend_pids, is_running, shard_pids
 from wire import ask, connect, names_on, raw_request, received
 
+from restq.data_dir import shard_path
 from restq.shards import sqlite_store
-from restq.shards.relocation import shard_path
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import StoreRefused
 

@@ -21,10 +21,11 @@ from polling import eventually
 from processes import children, is_running
 from wire import ask, names_on
 
+from restq.data_dir import shard_path
 from restq.placement import home
 from restq.shards import schema
 from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
-from restq.shards.relocation import relocate, shard_path
+from restq.shards.relocation import relocate
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Mark, StoreRefused
 

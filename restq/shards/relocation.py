@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from pathlib import Path
 from typing import NamedTuple
 
+from restq.data_dir import COUNT_NAME, note_shard_count, remove_shard, shard_path, shards_missing, shards_present
 from restq.errors import StorageFull
 from restq.placement import home
 from restq.shards.changes import BATCH, Changes, RealmRow, Task, payload_keys, renumbered
@@ -26,12 +26,6 @@ CHUNK_ROWS = 10_000
 CHUNK_BYTES = 32 << 20  # of what may be large: data, results, replies
 
 log = logging.getLogger("restq.relocation")
-_NAME = re.compile(r"shard-(\d{4,})\.sqlite")
-
-
-def shard_path(data_dir: Path, shard: int) -> Path:
-    """The file of a shard."""
-    return data_dir / f"shard-{shard:04d}.sqlite"
 
 
 class Found(NamedTuple):
@@ -57,8 +51,29 @@ class Relocated(NamedTuple):
 
 
 def relocate(data_dir: Path, shard_count: int) -> Relocated:
-    """Put each realm where it belongs. Raises StoreRefused."""
-    present = sorted(int(found[1]) for path in data_dir.iterdir() if (found := _NAME.fullmatch(path.name)))
+    """Put each realm where it belongs; files of shards that are no more are removed. Raises StoreRefused."""
+    try:
+        missing = shards_missing(data_dir)
+        present = shards_present(data_dir)
+    except OSError as error:
+        raise StoreRefused(f"the data directory {data_dir} can't be used: {error.strerror}") from error
+    if missing:
+        raise StoreRefused(
+            f"{missing[0]} is not there, or is empty, but belongs to this data directory. Put it back, or a copy of the"
+            f" whole directory; or, to go on without what was in it, remove {COUNT_NAME}"
+        )
+    found = _relocate(data_dir, present, shard_count)
+    try:
+        note_shard_count(data_dir, shard_count)
+        for shard in present:
+            if shard >= shard_count:
+                remove_shard(data_dir, shard)
+    except OSError as error:  # the next start does it
+        log.warning("how many shards there are could not be noted: %s", error)
+    return found
+
+
+def _relocate(data_dir: Path, present: list[int], shard_count: int) -> Relocated:
     stores: dict[int, SqliteStore] = {}
     try:
         for shard in sorted({*present, *range(shard_count)}):

@@ -344,8 +344,14 @@ def _check_log(path: Path) -> None:
     log_path = Path(f"{path}-wal")
     try:
         found = wal.scan_at_rest(log_path)
+        is_empty = not (path.exists() and path.stat().st_size)
     except OSError as error:
         raise StoreRefused(f"{path} can't be read: its log can't be: {error.strerror}") from error
+    if is_empty and found.frames:  # SQLite would remove it
+        raise StoreRefused(
+            f"{path} is not there, or is empty, but its log is. Put it back, or a copy of the data directory; or, to go"
+            f" on without what was in it, remove {log_path.name}"
+        )
     if found.damage:
         raise StoreRefused(
             f"{log_path} is damaged: {found.damage}. Put back a copy of the data directory; or, to go on without what"
