@@ -122,6 +122,7 @@ def _copy_offline(file: Path, copy: Path) -> None:
         raise BackupFailed(f"{file}-wal is damaged: {damage}")
     try:
         with contextlib.closing(sqlite3.connect(file)) as source, contextlib.closing(sqlite3.connect(copy)) as target:
+            source.execute("SELECT 1 FROM mark")  # `backup` would wait for ever for a file that somebody holds
             source.backup(target)
             ((group,),) = target.execute("SELECT last_group FROM mark").fetchall()
     except (sqlite3.Error, ValueError) as error:

@@ -28,6 +28,7 @@ from conftest import Server, StartServer
 from longrun import LONG, seeds
 from polling import eventually
 from processes import children, is_running, shard_pids
+from shard_rig import Rig
 from wire import Answer, Wire, ask, names_on
 
 from restq.data_dir import shard_path
@@ -39,6 +40,7 @@ from restq.shards.changes import Changes, RealmRow
 from restq.shards.commands import batches, jobs
 from restq.shards.process import ShardProcess
 from restq.shards.relocation import relocate
+from restq.shards.room import LARGE_BYTES
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Mark, Room, StoreRefused
 
@@ -625,6 +627,7 @@ def test_bulk_add_that_the_disk_cut_short_goes_on_once_there_is_room(
 ) -> None:
     for module in (batches, jobs):
         monkeypatch.setattr(module, "SLICE_COUNT", 10)
+    made_up_disk.size *= 2
 
     async def play(asker: Asker) -> None:
         many = [{"job_id": f"m{number}", "queue_id": 0, "data": "x" * 3_000} for number in range(400)]
@@ -719,3 +722,42 @@ def test_start_with_fewer_shards_on_a_full_disk_says_so_and_leaves_no_reserve(
             relocate(tmp_path, 1)
     relocate(tmp_path, 1)
     assert sorted(path.name for path in tmp_path.glob("*.reserve")) == ["shard-0000.reserve"]
+
+
+def test_body_that_does_not_fit_is_refused_alone_and_its_neighbours_are_served(tmp_path: Path) -> None:
+    rig = Rig()
+    rig.store.growable = lambda: 3.0 * LARGE_BYTES  # type: ignore[method-assign]
+    rig.start()
+    fits, too_much = "x" * (LARGE_BYTES - 40), "x" * LARGE_BYTES
+    requests = [
+        rig.send("add_job", realm, [job_id], {"queue_id": 0, "data": data})
+        for realm, job_id, data in (("a", "1", "x"), ("a", "2", fits), ("b", "3", too_much), ("b", "4", too_much))
+    ]
+    requests.append(
+        rig.send("remove_jobs", "a", [], {"jobs": ["1", *(f"{number}" + "y" * 8_000 for number in range(9))]})
+    )
+    assert rig.turn() == [requests[0], requests[2], requests[1], requests[3], requests[4]]
+    assert [rig.replies[request].status for request in requests] == [200, 200, 507, 507, 200]
+    assert "nothing was done" in json.loads(rig.replies[requests[2]].body)["message"]
+    rig.store.growable = lambda: 30.0 * LARGE_BYTES  # type: ignore[method-assign]
+    rig.start()
+    assert rig.reply_to("add_job", "b", ["3"], {"queue_id": 0, "data": too_much}).status == 200
+
+
+@needs_mount
+def test_commit_that_was_far_too_large_leaves_its_room_to_others(small_disk: Callable[[int], SmallDisk]) -> None:
+    disk = small_disk(8 * MIB)
+    store = SqliteStore(disk.path / "shard-0000.sqlite")
+    store.keep_reserve(1)
+    assert store.room() == Room.ENOUGH
+    before = disk.free()
+    changes = Changes()
+    for key in range(1, 1_001):
+        changes.payloads[key] = b"x" * 30_000
+    with pytest.raises(StorageFull):
+        asyncio.run(store.commit(changes, Mark(1, 1_001, 0.0)))
+    assert store.room() == Room.ENOUGH
+    assert disk.free() > before - MIB
+    changes.payloads = {1: b"x" * 30_000}
+    asyncio.run(store.commit(changes, Mark(1, 1_001, 0.0)))
+    store.close()

@@ -18,6 +18,8 @@ class Reading(Protocol):
 
     def reply(self, key: int) -> bytes | None: ...
 
+    def growable(self) -> float: ...
+
 
 class Archive:
     """The store, and over it what was changed since its last commit."""

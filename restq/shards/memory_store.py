@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -76,6 +77,10 @@ class MemoryStore:
         """The numbers of the blocks of keys in which there are rows."""
         tables = (rows for table, rows in self._tables.items() if table != "moved")
         return sorted({key >> BLOCK_BITS for rows in tables for key in rows})
+
+    def growable(self) -> float:
+        """Nothing bounds them."""
+        return math.inf
 
     def close(self) -> None:
         """Nothing to let go of."""

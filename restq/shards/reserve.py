@@ -75,6 +75,7 @@ class Reserve:
 
     def room(self) -> Room:
         """What may go on from here on; fills the reserve where there is enough for it."""
+        self._cut_log()
         spare = self._spare()
         if spare - self._log_grows_by() >= self._bytes * 5 // 4:
             self._fill()
@@ -83,11 +84,21 @@ class Reserve:
             self._room = Room.LITTLE if spare >= self._bytes * 3 // 8 else Room.SCARCE
         return self._room
 
+    def growable(self) -> int:
+        """By how many bytes the data may grow so that the whole reserve and the log keep their room."""
+        return max(0, self._spare() - self._bytes - self._log_grows_by())
+
     def _spare(self) -> int:
         """How many bytes can still be written into the database."""
         grows_by = self._number("PRAGMA page_count") * self._page_bytes - self._path.stat().st_size
         blocks = self._disk_free() + self._left() - max(0, grows_by)
         return self._number("PRAGMA freelist_count") * self._page_bytes + blocks
+
+    def _cut_log(self) -> None:
+        """Free what a commit that was too large made the log grow by: nobody else would ever have that room again."""
+        if self._log.exists() and self._log.stat().st_size > self._bytes and not self._move_log("TRUNCATE"):
+            self._give_up_piece()  # what is in the log has no room in the database, as the log has it all
+            self._move_log("TRUNCATE")
 
     def _log_grows_by(self) -> int:
         """What the log will take until it has its usual size."""
@@ -132,15 +143,15 @@ class Reserve:
         """A commit found none, for the first time or again, and was undone: whether it is worth to try it once more."""
         if not is_first and not self._give_up():
             return False
-        while not self._rewind():
+        while not self._move_log("RESTART"):
             if not self._give_up():
                 return False
         return True
 
-    def _rewind(self) -> bool:
+    def _move_log(self, mode: str) -> bool:
         """Have the log in the database, to be written from its beginning again; False where that has no room."""
         try:
-            is_busy, *_ = self._database.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            is_busy, *_ = self._database.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
                 raise
@@ -149,8 +160,11 @@ class Reserve:
 
     def _give_up(self) -> bool:
         """Let go of a piece of the reserve; False where there is none, or a commit may grow into what is to be kept."""
+        return (self._room < Room.ENOUGH or self._is_let) and self._give_up_piece()
+
+    def _give_up_piece(self) -> bool:
         left = self._left()
-        if not left or (self._room == Room.ENOUGH and not self._is_let):
+        if not left:
             return False
         self._is_short = True
         with self._reserve.open("r+b") as file:

@@ -4,9 +4,14 @@ A disk that is full refuses what makes the data grow: adds above all. What takes
 as else nothing would ever make room: removes, clears, cancels, acks, nacks, releases, extends, pulls. These need room,
 too: for SQLite's log, and for what a pull or a nack notes of a job. It comes out of a reserve (see `reserve`), the
 last quarter of which is left to what takes away.
+
+A large body that can't fit is refused by itself, before anything is done: were it tried, all that arrived with it would
+be undone with it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,6 +20,9 @@ from restq.shards.actor import Actor, Mail
 from restq.shards.changes import BATCH
 from restq.shards.commands import READING
 from restq.shards.store import Room
+
+LARGE_BYTES = 64 << 10  # of a body; smaller ones are not looked at one by one
+GROWTH = 3  # bytes that the disk takes for a byte of a body: in the log, in the database, and what rows have around it
 
 _NEEDS = dict.fromkeys(READING, Room.NONE)
 _NEEDS |= dict.fromkeys(
@@ -73,6 +81,28 @@ def check_room(room: Room, mail: Mail, actor: Actor | None) -> None:
     """Raise StorageFull where there is too little room for this request."""
     if room < Room.ENOUGH and room < needs(mail, actor):
         raise StorageFull(_TOLD[room])
+
+
+class Growth:
+    """What the large bodies of a group make the data grow by. `growable` says by how many bytes they may grow."""
+
+    def __init__(self, growable: Callable[[], float]) -> None:
+        self._growable = growable
+        self._bytes = 0
+
+    def begin(self) -> None:
+        """A new group begins."""
+        self._bytes = 0
+
+    def check(self, room: Room, mail: Mail, actor: Actor | None) -> None:
+        """Raise StorageFull where there is too little room, or none for this body beside the others of the group."""
+        check_room(room, mail, actor)
+        size = len(mail.body)
+        if size < LARGE_BYTES or needs(mail, actor) < Room.ENOUGH:
+            return
+        if (self._bytes + size) * GROWTH > self._growable():
+            raise StorageFull(f"the disk has no room for the {size} bytes of this request: nothing was done")
+        self._bytes += size
 
 
 def rests(room: Room, actor: Actor) -> bool:

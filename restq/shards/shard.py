@@ -45,7 +45,7 @@ from restq.shards.moves import Moves
 from restq.shards.moving import ARRIVAL_OPERATIONS, Arrivals
 from restq.shards.realm import Realm
 from restq.shards.replies import Replies
-from restq.shards.room import RESTING, check_room, rests
+from restq.shards.room import RESTING, Growth, rests
 from restq.shards.several import Several, serve_several
 from restq.shards.stats import Stats
 from restq.shards.store import Loaded, Mark, Room, StoreFailed
@@ -87,6 +87,7 @@ class Shard:
         self._is_over = False  # this turn: a realm has more to settle than it takes
         self.stirred: set[str] = set()  # realms to which something happened, since who waits for several was asked
         self.archive = Archive(store, self.changes)
+        self._growth = Growth(store.growable)
         self.replies = Replies(self.keys, self.changes)
         self.bounds = bounds or Bounds()
         self.waking = Waking(self.archive, self.replies, self.answer, self._realm_of)
@@ -107,8 +108,6 @@ class Shard:
         self.room = room
         if room == Room.ENOUGH:
             self.tasks.wake()
-
-    # -- start -------------------------------------------------------------------------------------------------
 
     def load(self, loaded: Loaded, now: float) -> None:
         """Be what the store says; what was in memory is forgotten, what waits as mail stays."""
@@ -200,6 +199,7 @@ class Shard:
         """Let time pass, carry on one step of one task, and serve mail, a message a realm in rounds."""
         self._now = now
         self._reply_bytes = 0
+        self._growth.begin()
         self._is_over = False
         if not self.full:
             self._let_time_pass()
@@ -254,7 +254,7 @@ class Shard:
                 raise InternalError(f"there is no operation {mail.operation!r}")
             if mail.sender.is_gone and mail.operation in PULLING:
                 return Reply(mail.request_id, 200, NOTHING)  # leased to nobody, jobs would only wait for their leases
-            check_room(self.room, mail, actor)
+            self._growth.check(self.room, mail, actor)
             if not mail.realm:
                 return serve_several(self, mail, call)
             owner = self.placement.shard_of(mail.realm)

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -195,6 +196,10 @@ class SqliteStore:
     def room(self) -> Room:
         """How much room there is now; a group that needs more is refused, from here on."""
         return Room.ENOUGH if self._reserve is None else self._reserve.room()
+
+    def growable(self) -> float:
+        """By how many bytes the data may grow at this moment."""
+        return math.inf if self._reserve is None else self._reserve.growable()
 
     async def commit(self, changes: Changes, mark: Mark) -> None:
         """Keep the group: one transaction, synced. See `Store.commit` for what it raises."""

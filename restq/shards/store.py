@@ -96,6 +96,9 @@ class Store(Protocol):
     def room(self) -> Room:
         """How much room there is now, never NONE; a group that needs more is refused, from here on."""
 
+    def growable(self) -> float:
+        """By how many bytes the data may grow at this moment, as an estimate; infinity where nothing bounds them."""
+
     def payload(self, job_key: int) -> bytes:
         """The large data of a job. Raises RowDamaged where it is not what was written."""
 
