@@ -540,3 +540,17 @@ def test_task_that_ended_after_a_start_is_not_done_again(rig: Rig, kind: str) ->
     assert rig.rows() == before
     assert 0 < max(json.loads(reply.body).values()) <= 35
     assert post(rig, A, POSTS[kind]([]), OTHER).status == 422
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_task_whose_first_step_was_not_made_before_a_start_is_not_done_again(rig: Rig) -> None:
+    for realm in (A, B):
+        rig.add(realm, *ids(35))
+    rig.send("clear_queue", B, ["0"])
+    rig.send("clear_queue", A, ["0"], b"", KEY)
+    rig.turn()
+    rig.start()
+    rig.run()
+    rig.add(A, "new")
+    assert post(rig, A, ("clear_queue", ["0"], None)).status == 200
+    assert rig.ids(A) == ["new"]

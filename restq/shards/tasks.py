@@ -46,6 +46,7 @@ class Tasks:
         """Hold the realm until the work is done, and then answer."""
         actor.held = True
         actor.work = (work, mail)
+        _note_key(actor, mail)  # at once: the next step may be another's
         self.actors.append(actor)
 
     def resume(self, actor: Actor, realm: Realm, task: Task) -> None:
@@ -90,7 +91,7 @@ class Tasks:
         done: Done | RestqError
         try:
             if not work.steps.step(STEP_COUNT):
-                _note_key(actor, mail)
+                _note_key(actor, mail)  # of a batch, which has its row once it is checked
                 self.actors.append(actor)
                 if actor.realm is not None:
                     shard.bounds.count(actor.realm)
