@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,19 +175,23 @@ class Model:
 
     def settle(self, now: float) -> None:
         """Time passes: leases run out, jobs expire."""
+        self.let_leases_run_out(now)
+        for place in list(self.places):
+            if self.is_expired(place.job) and self.state(place) != "leased":
+                self.leave(place)
+
+    def let_leases_run_out(self, now: float) -> None:
+        """What a start makes of the time that passed: jobs expire with the first look at the realm."""
         self.clock = max(self.clock, now)
         for place in list(self.places):
             if place.lease is not None and not place.lease.ran_out and place.at <= self.clock:
                 place.lease.ran_out = True
                 self.judge(place)
-        for place in list(self.places):
-            if self.is_expired(place.job) and self.state(place) != "leased":
-                self.leave(place)
 
     def judge(self, place: ModelPlace) -> None:
         """The lease of a place ran out."""
         assert place.lease is not None
-        if place.lease.cancelled:
+        if place.lease.cancelled or self.is_expired(place.job):
             self.leave(place)
         elif self.is_worn_out(place):
             worker = f" of worker {place.lease.worker!r}" if place.lease.worker else ""
@@ -206,8 +211,9 @@ class Model:
 
     # -- adding --------------------------------------------------------------------------------------------------
 
-    def add_error(self, new_jobs: list[NewJob]) -> type[RestqError] | None:
-        said: dict[str, bytes | None] = {job.job_id: job.text for job in self.jobs}
+    def add_error(self, new_jobs: list[NewJob], gone: Collection[str] = ()) -> type[RestqError] | None:
+        """What an add is refused for, if anything; the jobs `gone` are as good as removed."""
+        said: dict[str, bytes | None] = {job.job_id: job.text for job in self.jobs if job.job_id not in gone}
         made = False
         for job_id, _, text, _, wishes in new_jobs:
             on_conflict = (wishes or NO_WISHES).on_conflict
