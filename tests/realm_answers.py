@@ -157,7 +157,7 @@ def list_jobs(model: Model, request: Request) -> Any:
             "cursor": None,
         }
     jobs = [
-        {**views.shown_job(model, job), "data": Data(job.text)}
+        {**views.shown_job(model, job), "data": job.text and Data(job.text)}
         for job in model.jobs
         if job.job_id.startswith(prefix or "")
         and (tag is None or tag in job.tags)
@@ -171,10 +171,14 @@ def get_queues(model: Model, request: Request) -> Any:
     queues = sorted(model.lease_times, key=queue_rank)
     return {
         "queues": [
-            {**views.shown_queue(model, queue), "oldest_ready_seconds": Between(*views.ages(model, queue))}
+            {**views.shown_queue(model, queue), "oldest_ready_seconds": _age(*views.ages(model, queue))}
             for queue in queues
         ]
     }
+
+
+def _age(low: float | None, high: float | None) -> Any:
+    return low if low == high else Between(low, high)
 
 
 def _get_tag_status(model: Model, request: Request) -> Any:

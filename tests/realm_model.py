@@ -5,10 +5,11 @@ Time is told by `settle`, before anything else is asked: whatever ended by then 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from restq.errors import DataDiffers, JobExists, JobLeased, JobNotInQueue, QueueFull, RestqError
@@ -118,6 +119,23 @@ class Model:
     def empty(self) -> Model:
         """The realm once it was deleted. A pull of before is none of those to come."""
         return Model(self._pulls)
+
+    def copy(self) -> Model:
+        """Another one that is the same by now."""
+        other = copy.copy(self)
+        jobs = {job: replace(job, tags=set(job.tags)) for job in self.jobs}
+        other.jobs = list(jobs.values())
+        other.places = [
+            replace(place, job=jobs[place.job], lease=place.lease and replace(place.lease)) for place in self.places
+        ]
+        other.lease_times, other.queue_settings = dict(self.lease_times), dict(self.queue_settings)
+        for name in ("queue_limits", "tag_limits"):
+            limits = {
+                key: ModelLimit(limit.settings, [*limit.handed_out]) for key, limit in getattr(self, name).items()
+            }
+            setattr(other, name, limits)
+        other.results = list(self.results)
+        return other
 
     # -- looking -------------------------------------------------------------------------------------------------
 
