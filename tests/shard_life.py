@@ -41,9 +41,11 @@ from restq.shards import finishing, leasing
 from restq.shards.actor import Mail
 from restq.shards.commands import REALM_OPERATIONS
 from restq.shards.commands.call import Call, Work
+from restq.shards.data import INLINE_BYTES_MAX
 from restq.shards.full import refuse
 from restq.shards.invariants import check
 from restq.shards.leasing import Wanted
+from restq.shards.memory_store import MemoryStore
 from restq.shards.realm import Realm
 from restq.shards.shard import Shard
 from restq.shards.store import Room
@@ -51,6 +53,7 @@ from restq.shards.store import Room
 REALMS = ("a", "b", "c")
 LEASES_MAX = 40  # lease ids that are remembered
 EVERYTHING = 1_000_000
+FATES = ("", "lost", "unseen", "full")  # of a turn: see `_turn`
 LAPSES = (0.25, 1.0, 4.75, 5.0, 8.0, 600.0, 601.0, 100_000.0)
 _JOBS = Request("list_jobs", "", [None, None, None, None, "1000", None, "1"])
 _QUEUES = Request("get_queues", "")
@@ -109,11 +112,15 @@ class ShardLife:
                 name = chance.choice(REALMS)
                 self._draws.now = self.now
                 self._send(self._draws.request(name, self._books[name].model))
-            self._turn(chance.choices(("", "lost", "unseen", "full"), cum_weights=(92, 95, 98, 100))[0])
+            self._turn(self._fate())
             while chance.random() < 0.9 and self.shard.busy(self.now):
-                self._turn(chance.choices(("", "lost", "unseen", "full"), cum_weights=(94, 96, 98, 100))[0])
+                self._turn(self._fate())
             if chance.random() < 0.01:
                 self._restart()
+
+    def _fate(self) -> str:
+        """What befalls a turn: more often while something goes on in steps."""
+        return self.chance.choices(FATES, cum_weights=(88, 92, 97, 100) if self._under else (94, 96, 98, 100))[0]
 
     def close(self) -> None:
         """It is over."""
@@ -156,11 +163,16 @@ class ShardLife:
         for mail, reply in outbox:
             if mail.sender is self._sender:
                 self._look_at(mail, reply)
+        under_way = {id(under.request) for under in self._under.values()}
+        if any(id(self._requests[request_id]) not in under_way for request_id in self._answers):
+            raise Difference(f"what was taken up is not answered: {self._answers}")
         if fate == "unseen":
             self._restart()
             return
         self._turns += 1
         self._compare(REALMS if self._turns % 8 == 0 else [name for name in REALMS if name in self._touched])
+        if self._turns % 32 == 0 and isinstance(self._store, MemoryStore) and not self.shard.busy(self.now):
+            self._compare_rows(self._store._tables)
         self._touched.clear()
 
     def _refuse(self) -> None:
@@ -229,8 +241,6 @@ class ShardLife:
 
     def _answer(self, name: str, request: Request, is_work: bool) -> Any:
         book, now = self._books[name], self.now
-        if request.refused is not None:
-            return Refused(request.refused)
         if request.once:
             kept = book.kept.get(request.once[0])
             if kept is not None and kept.until > now:
@@ -241,7 +251,7 @@ class ShardLife:
         if request.operation == "undo_pull":
             return book.undo_pull(request)
         before = book.copy() if is_work else None
-        answer = book.do(request)
+        answer = Refused(request.refused) if request.refused else book.do(request)
         if before is not None:
             self._under[name] = Undertaking(request, before, answer)
         elif (noted := book.keep(request, answer, now)) is not None:
@@ -354,6 +364,21 @@ class ShardLife:
                     raise Difference(f"realm {name} is not there")
             elif realm.next_deadline() > realm.clock:  # else there is time to pass first
                 self._compare_realm(realm, model)
+
+    def _compare_rows(self, tables: dict[str, dict[int, Any]]) -> None:
+        """No row is left behind by what is gone."""
+        models = [book.model for book in self._books.values()]
+        texts = [job.text for model in models for job in model.jobs if job.text is not None]
+        expected = {
+            "realms": sum(model.exists for model in models),
+            "queues": sum(len(model.lease_times) for model in models),
+            "tags": sum(len(model.tag_limits) for model in models),
+            "jobs": sum(len(model.jobs) for model in models),
+            "places": sum(len(model.places) for model in models),
+            "payloads": sum(len(text) > INLINE_BYTES_MAX for text in texts),
+            "failures": sum(place.failure is not None for model in models for place in model.places),
+        }
+        self._same("all", "rows", expected, {table: len(tables[table]) for table in expected})
 
     def _compare_realm(self, realm: Realm, model: Model) -> None:
         model.settle(realm.clock)
