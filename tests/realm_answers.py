@@ -234,6 +234,28 @@ def _pull(model: Model, request: Request) -> Any:
     return _handed_out({"jobs": _leased(model, places)}, places)
 
 
+def peek(model: Model, name: str, request: Request) -> list[Any]:
+    """What a pull over several realms would find in this one."""
+    count, max_queue, _, queues, tags = request.params
+    asked = wanted({"count": count, "max_queue": max_queue, "queues": queues, "tags": tags})
+    return [[place.at, name, place.job.job_id, place.queue] for place in model.peek(asked)]
+
+
+def lease_peeked(model: Model, name: str, request: Request) -> tuple[list[Any], list[ModelPlace]]:
+    """What is leased of what was found in this realm; the places, too."""
+    candidates, lease_time, worker = request.params
+    leased, shown = [], []
+    for realm, job_id, queue, index in candidates:
+        place = model.place(job_id, queue)
+        if realm == name and place is not None and model.can_have(place):
+            model.lease(place, Wanted(lease_time=lease_time, worker=worker or ""))
+            leased.append(place)
+            [job] = _leased(model, [place])
+            shown.append([index, {**job, "realm": name}])
+            model.settle(model.clock)
+    return shown, leased
+
+
 def _pull_2013(model: Model, request: Request) -> Any:
     places = model.pull(Wanted(int(request.params[0] or 1)))
     return _handed_out({place.job.job_id: [place.queue, Data(place.job.text)] for place in places}, places)

@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 from realm_answers import Lease, Request, in_force
 from realm_model import TEXTS, Model
+from shard_rig import HOME_1
 
 from restq import errors
 from restq.names import QueueId
 
 JOB_IDS = ("a", "b", "c", "d", "e/f", "ü", "g", "h")
 QUEUES: tuple[QueueId, ...] = (0, 0, 0, 1, 1, 2, "b10")
+ELSEWHERE = HOME_1
 TAGS = ("blue", "green", "red")
 SPANS = (0.0, 0.25, 1.0, 5.0, 600.0)  # multiples of 1/128: sums of them are exact
 NEVER_GIVEN = ("1-1", "0-0", "x", "999999999-1-1", "-", "1-2-3", "٣-٤-1", "1-01-0")
@@ -123,6 +125,26 @@ class Draws:
             request.body = msgspec.json.encode(request.said)
         if operation in KEYED and chance.random() < 0.3:
             self._put_under_key(request)
+        return request
+
+    def several(self, models: dict[str, Model]) -> Request:
+        """Something to ask of several realms, or of one that lives in another shard."""
+        chance = self._chance
+        operation = chance.choice(("get_statuses", "peek", "lease_peeked", "lease_peeked", "elsewhere"))
+        if operation == "elsewhere":
+            return Request("get_status", ELSEWHERE)
+        request = Request(operation, "")
+        if operation == "peek":
+            names = chance.choice((None, [*models], [next(iter(models)), "nowhere"]))
+            tags = chance.choice((None, None, ["blue", "red"]))
+            request.params = [chance.choice((0, 1, 2, 5)), chance.choice((None, 1)), names, None, tags]
+        elif operation == "lease_peeked":
+            places = [(name, place) for name, model in models.items() for place in model.places]
+            some = chance.sample(places, min(len(places), chance.choice((1, 2, 4))))
+            wanted = [[name, place.job.job_id, place.queue, index] for index, (name, place) in enumerate(some)]
+            if not places or chance.random() < 0.2:
+                wanted.append([chance.choice([*models]), "nothing", chance.choice(QUEUES), len(some)])
+            request.params = [wanted, chance.choice((None, *SPANS)), chance.choice((None, "w1"))]
         return request
 
     def _put_under_key(self, request: Request) -> None:

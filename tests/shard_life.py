@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import realm_views as views
@@ -26,20 +26,22 @@ from realm_answers import (
     Request,
     get_queues,
     lease_of,
+    lease_peeked,
     list_jobs,
+    peek,
 )
 from realm_book import Book, Difference, Kept, Undertaking
-from realm_model import CHANCE, DEFAULT_LEASE_TIME, Model
+from realm_model import CHANCE, DEFAULT_LEASE_TIME, Model, ModelPlace
 from shard_draws import Draws
 from shard_rig import FULL, Sender, completed
 
 from restq.errors import IdempotencyKeyReused, InternalError
 from restq.placement import Placement
-from restq.protocol import Frames, Reply, pack
+from restq.protocol import MOVED, Frames, Reply, pack
 from restq.protocol import Request as Message
 from restq.shards import finishing, leasing
 from restq.shards.actor import Mail
-from restq.shards.commands import REALM_OPERATIONS
+from restq.shards.commands import HELD_UP, REALM_OPERATIONS
 from restq.shards.commands.call import Call, Work
 from restq.shards.data import INLINE_BYTES_MAX
 from restq.shards.full import refuse
@@ -57,6 +59,23 @@ FATES = ("", "lost", "unseen", "full")  # of a turn: see `_turn`
 LAPSES = (0.25, 1.0, 4.75, 5.0, 8.0, 600.0, 601.0, 100_000.0)
 _JOBS = Request("list_jobs", "", [None, None, None, None, "1000", None, "1"])
 _QUEUES = Request("get_queues", "")
+
+
+class Moved(NamedTuple):
+    """The realm lives in another shard."""
+
+    shard: int
+
+
+class Parts(NamedTuple):
+    """A reply in parts, one of each realm, in any order of these."""
+
+    by_realm: dict[str, list[Any]]
+
+
+def _mailbox(message: Request | Mail) -> str:
+    """Where a message waits: behind those that were sent before it there."""
+    return message.realm or ("held up" if message.operation in HELD_UP else "")
 
 
 class WatchedShard(Shard):
@@ -88,7 +107,7 @@ class ShardLife:
         self._draws = Draws(self.chance, self._leases)
         self._requests: dict[int, Request] = {}  # which were not answered yet
         self._answers: dict[int, Any] = {}  # to what was taken up
-        self._pending: dict[str, deque[int]] = {name: deque() for name in REALMS}
+        self._pending: defaultdict[str, deque[int]] = defaultdict(deque)
         self._touched: set[str] = set()
         self._last_id = 0
         self._turns = 0
@@ -108,9 +127,12 @@ class ShardLife:
             if chance.random() < 0.25 and not self._has_undo():
                 self.now += chance.choice(LAPSES)
                 self.steps += 1
+            self._draws.now = self.now
             for _ in range(chance.choice((1, 1, 1, 1, 2, 3, 6))):
+                if chance.random() < 0.06:
+                    self._send(self._draws.several({name: book.model for name, book in self._books.items()}))
+                    continue
                 name = chance.choice(REALMS)
-                self._draws.now = self.now
                 self._send(self._draws.request(name, self._books[name].model))
             self._turn(self._fate())
             while chance.random() < 0.9 and self.shard.busy(self.now):
@@ -132,7 +154,7 @@ class ShardLife:
     def _send(self, request: Request) -> None:
         self._last_id += 1
         self._requests[self._last_id] = request
-        self._pending[request.realm].append(self._last_id)
+        self._pending[_mailbox(request)].append(self._last_id)
         message = Message(self._last_id, request.operation, request.realm, request.params, request.body, request.once)
         for frame in self._frames.feed(pack(message)):
             self.shard.receive(Mail(self._sender, 0.0, *frame))
@@ -188,8 +210,10 @@ class ShardLife:
             if reply.status != 507:
                 raise Difference(f"{mail.operation}: {reply} where the disk is full")
             self._requests.pop(mail.request_id, None)
-        waiting = {name: shard.mailboxes.actor(name).mail for name in REALMS}
-        self._pending = {name: deque(mail.request_id for mail in waiting[name]) for name in REALMS}
+        actors = [*shard.mailboxes.actors.values(), shard.mailboxes.several, shard.mailboxes.unheld]
+        self._pending.clear()
+        for mail in [mail for actor in actors for mail in actor.mail]:
+            self._pending[_mailbox(mail)].append(mail.request_id)
         if sorted(self._requests) != sorted(key for pending in self._pending.values() for key in pending):
             raise Difference(f"neither refused nor waiting: {self._requests}, {self._pending}")
         self._answers.clear()
@@ -202,15 +226,16 @@ class ShardLife:
         self._store = self._open()
         self._requests.clear()
         self._answers.clear()
-        for pending in self._pending.values():
-            pending.clear()
+        self._pending.clear()
         if self.chance.random() < 0.5:
             self.now += self.chance.choice(LAPSES)
         self._start()
         self._go_on()
 
     def _start(self) -> None:
-        self.shard = WatchedShard(0, Placement(1), DEFAULT_LEASE_TIME, self._store, chance=lambda: CHANCE)
+        self.shard = WatchedShard(
+            0, Placement(2, dict.fromkeys(REALMS, 0)), DEFAULT_LEASE_TIME, self._store, chance=lambda: CHANCE
+        )
         self.shard.told = self._served
         self.trace.append((self.now, "start"))
         self.shard.load(self._store.load(), self.now)
@@ -229,12 +254,15 @@ class ShardLife:
         self.steps += 1
         name, now = mail.realm, self.now
         self.trace.append((now, mail.realm, mail.operation, mail.params, mail.body, mail.once, type(outcome).__name__))
-        if self._pending[name].popleft() != mail.request_id:
+        if self._pending[_mailbox(mail)].popleft() != mail.request_id:
             raise Difference(f"{mail.operation} was not the next message of realm {name}")
-        self._touched.add(name)
-        self._conclude(name)
         request = self._requests[mail.request_id]
         request.served_at = now
+        if name not in REALMS:
+            self._answers[mail.request_id] = self._answer_several(request)
+            return
+        self._touched.add(name)
+        self._conclude(name)
         if request.refused is not InternalError:  # else the realm is not even asked
             self._books[name].model.settle(now)
         self._answers[mail.request_id] = self._answer(name, request, isinstance(outcome, Work))
@@ -258,10 +286,42 @@ class ShardLife:
             return noted
         return answer
 
+    def _answer_several(self, request: Request) -> Any:
+        """The answer to what is asked of several realms, or of one that lives elsewhere."""
+        if request.realm:
+            return Moved(1)
+        books = {name: book for name, book in self._books.items() if not self._is_held(name)}
+        if request.operation == "get_statuses":
+            if len(books) < len(REALMS):
+                raise Difference("all realms are looked at while one of them is held")
+            for name, book in books.items():
+                realm = self.shard.find(name)
+                if realm is not None and realm.next_deadline() > realm.clock:  # it is not told that time passed
+                    book.model.settle(realm.clock)
+            return {name: views.shown_status(book.model) for name, book in books.items() if book.model.exists}
+        parts: dict[str, Any] = {}
+        leased: list[ModelPlace] = []
+        names = request.params[2] if request.operation == "peek" else [wish[0] for wish in request.params[0]]
+        for name in books if names is None else dict.fromkeys(names):
+            if name in books:
+                book = books[name]
+                self._touched.add(name)
+                book.model.settle(self.now)
+                if request.operation == "peek":
+                    parts[name] = peek(book.model, name, request)
+                else:
+                    parts[name], places = lease_peeked(book.model, name, request)
+                    leased += places
+        reply = Parts(parts)
+        return Leased(reply, lease_of(leased[0])[0], 0.0) if leased else reply
+
+    def _is_held(self, name: str) -> bool:
+        actor = self.shard.mailboxes.actors.get(name)
+        return actor is not None and actor.held
+
     def _conclude_all(self) -> None:
         for name in REALMS:
-            actor = self.shard.mailboxes.actors.get(name)
-            if actor is None or not actor.held:
+            if not self._is_held(name):
                 self._conclude(name)
             model = self._books[name].model
             if name not in self._under and 0 < model.settings.keep_count < len(model.results):
@@ -307,6 +367,10 @@ class ShardLife:
             if reply.status != error.status or json.loads(reply.body)["code"] != error.code:
                 raise Difference(f"{request}: {reply}, not {error.__name__}")
             return
+        if isinstance(expected, Moved):
+            if (reply.status, reply.extra) != (MOVED, expected.shard):
+                raise Difference(f"{request}: {reply}, not {expected}")
+            return
         if reply.status != 200:
             raise Difference(f"{request}: {reply}, not {expected}")
         got = msgspec.json.decode(reply.body)
@@ -316,7 +380,7 @@ class ShardLife:
             if not reply.extra or reply.extra in self._numbers:
                 raise Difference(f"{request}: the number of the pull, {reply.extra}, is not a new one")
             self._numbers.add(reply.extra)
-        elif reply.extra and kept is None:
+        elif reply.extra and kept is None and request.operation != "lease_peeked":
             raise Difference(f"{request}: nothing was leased by pull {reply.extra}")
         if not self._fits(request.realm, expected, got):
             raise Difference(f"{request}:\n{got}, not\n{expected}")
@@ -324,6 +388,8 @@ class ShardLife:
             self._pulled(request, reply.extra, pull, expected)
 
     def _pulled(self, request: Request, number: int, pull: int, expected: Any) -> None:
+        if isinstance(expected, Parts):
+            return
         jobs = expected.get("jobs") or expected.get("pull", {}).get("jobs") or []
         pairs = [(job["job_id"], job["queue_id"]) for job in jobs]
         if request.operation == "pull_2013":
@@ -343,6 +409,15 @@ class ShardLife:
             return got == expected.low or (None not in (got, expected.low) and expected.low <= got <= expected.high)
         if expected == got:
             return True
+        if isinstance(expected, Parts):
+            by_realm: dict[str, list[Any]] = {name: [] for name in expected.by_realm}
+            for part in got:
+                name = part[1] if isinstance(part[1], str) else part[1]["realm"]
+                by_realm.setdefault(name, []).append(part)
+            parts = expected.by_realm
+            return parts.keys() == by_realm.keys() and all(
+                self._fits(name, parts[name], by_realm[name]) for name in parts
+            )
         if isinstance(expected, dict):
             if not isinstance(got, dict) or len(got) - ("failed_at" in got) != len(expected):
                 return False
