@@ -8,69 +8,43 @@ is asked of the loaded realm what of it the file holds, the rest is done as of t
 
 from __future__ import annotations
 
-import json
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import realm_views as views
 from realm_answers import (
-    Between,
-    Data,
-    Lease,
     Leased,
-    Proof,
     Refused,
     Request,
-    get_queues,
     lease_of,
     lease_peeked,
-    list_jobs,
     peek,
 )
 from realm_book import Book, Difference, Kept, Undertaking
-from realm_model import CHANCE, DEFAULT_LEASE_TIME, Model, ModelPlace
+from realm_model import CHANCE, DEFAULT_LEASE_TIME, ModelPlace
 from shard_draws import Draws
+from shard_looks import Looks, Moved, Parts
 from shard_rig import FULL, Sender, completed
 
 from restq.errors import IdempotencyKeyReused, InternalError
 from restq.placement import Placement
-from restq.protocol import MOVED, Frames, Reply, pack
+from restq.protocol import Frames, Reply, pack
 from restq.protocol import Request as Message
-from restq.shards import finishing, leasing
 from restq.shards.actor import Mail
-from restq.shards.commands import HELD_UP, REALM_OPERATIONS
-from restq.shards.commands.call import Call, Work
-from restq.shards.data import INLINE_BYTES_MAX
+from restq.shards.commands import HELD_UP
+from restq.shards.commands.call import Work
 from restq.shards.full import refuse
 from restq.shards.invariants import check
-from restq.shards.leasing import Wanted
 from restq.shards.memory_store import MemoryStore
 from restq.shards.realm import Realm
 from restq.shards.shard import Shard
 from restq.shards.store import Room
 
 REALMS = ("a", "b", "c")
-LEASES_MAX = 40  # lease ids that are remembered
-EVERYTHING = 1_000_000
 FATES = ("", "lost", "unseen", "full")  # of a turn: see `_turn`
 LAPSES = (0.25, 1.0, 4.75, 5.0, 8.0, 600.0, 601.0, 100_000.0)
-_JOBS = Request("list_jobs", "", [None, None, None, None, "1000", None, "1"])
-_QUEUES = Request("get_queues", "")
-
-
-class Moved(NamedTuple):
-    """The realm lives in another shard."""
-
-    shard: int
-
-
-class Parts(NamedTuple):
-    """A reply in parts, one of each realm, in any order of these."""
-
-    by_realm: dict[str, list[Any]]
 
 
 def _mailbox(message: Request | Mail) -> str:
@@ -102,9 +76,8 @@ class ShardLife:
         self._frames = Frames()
         self._books: dict[str, Book] = {name: Book() for name in REALMS}
         self._under: dict[str, Undertaking] = {}
-        self._leases: dict[str, tuple[str, Lease]] = {}
-        self._numbers: set[int] = set()  # of pulls that were answered
-        self._draws = Draws(self.chance, self._leases)
+        self._looks = Looks()
+        self._draws = Draws(self.chance, self._looks.leases)
         self._requests: dict[int, Request] = {}  # which were not answered yet
         self._answers: dict[int, Any] = {}  # to what was taken up
         self._pending: defaultdict[str, deque[int]] = defaultdict(deque)
@@ -194,7 +167,7 @@ class ShardLife:
         self._turns += 1
         self._compare(REALMS if self._turns % 8 == 0 else [name for name in REALMS if name in self._touched])
         if self._turns % 32 == 0 and isinstance(self._store, MemoryStore) and not self.shard.busy(self.now):
-            self._compare_rows(self._store._tables)
+            self._looks.rows([book.model for book in self._books.values()], self._store._tables)
         self._touched.clear()
 
     def _refuse(self) -> None:
@@ -354,79 +327,17 @@ class ShardLife:
 
     def _look_at(self, mail: Mail, reply: Reply) -> None:
         """A reply that is on its way after its commit."""
-        request = self._requests.pop(mail.request_id)
-        expected = self._answers.pop(mail.request_id)
-        kept = expected if isinstance(expected, Kept) else None
-        if kept is not None:
-            expected = kept.reply if kept.pull == 0 or kept.again else Leased(kept.reply, kept.pull, 0.0)
-            if kept.body is not None and kept.body != reply.body:
-                raise Difference(f"{request}: {reply.body!r} is not what was given before, {kept.body!r}")
-            kept.body = reply.body
-        if isinstance(expected, Refused):
-            error = expected.error
-            if reply.status != error.status or json.loads(reply.body)["code"] != error.code:
-                raise Difference(f"{request}: {reply}, not {error.__name__}")
+        request, expected = self._requests.pop(mail.request_id), self._answers.pop(mail.request_id)
+        if not (pull := self._looks.reply(request, expected, reply)):
             return
-        if isinstance(expected, Moved):
-            if (reply.status, reply.extra) != (MOVED, expected.shard):
-                raise Difference(f"{request}: {reply}, not {expected}")
+        given = expected.reply if isinstance(expected, Kept | Leased) else expected
+        if isinstance(given, Parts):
             return
-        if reply.status != 200:
-            raise Difference(f"{request}: {reply}, not {expected}")
-        got = msgspec.json.decode(reply.body)
-        pull = 0
-        if isinstance(expected, Leased):
-            expected, pull, _ = expected
-            if not reply.extra or reply.extra in self._numbers:
-                raise Difference(f"{request}: the number of the pull, {reply.extra}, is not a new one")
-            self._numbers.add(reply.extra)
-        elif reply.extra and kept is None and request.operation != "lease_peeked":
-            raise Difference(f"{request}: nothing was leased by pull {reply.extra}")
-        if not self._fits(request.realm, expected, got):
-            raise Difference(f"{request}:\n{got}, not\n{expected}")
-        if pull:
-            self._pulled(request, reply.extra, pull, expected)
-
-    def _pulled(self, request: Request, number: int, pull: int, expected: Any) -> None:
-        if isinstance(expected, Parts):
-            return
-        jobs = expected.get("jobs") or expected.get("pull", {}).get("jobs") or []
+        jobs = given.get("jobs") or given.get("pull", {}).get("jobs") or []
         pairs = [(job["job_id"], job["queue_id"]) for job in jobs]
         if request.operation == "pull_2013":
-            pairs = [(job_id, queue) for job_id, (queue, _) in expected.items()]
-        self._draws.pulled(request, number, pull, pairs)
-        for old in list(self._leases)[:-LEASES_MAX]:
-            del self._leases[old]
-
-    def _fits(self, realm: str, expected: Any, got: Any) -> bool:
-        """Whether a reply is what was to be expected; learns lease ids."""
-        if isinstance(expected, Proof):
-            known = self._leases.setdefault(got, (realm, expected.lease))
-            return known == (realm, expected.lease)
-        if isinstance(expected, Data):
-            return repr(got) == repr(None if expected.text is None else msgspec.json.decode(expected.text))
-        if isinstance(expected, Between):
-            return got == expected.low or (None not in (got, expected.low) and expected.low <= got <= expected.high)
-        if expected == got:
-            return True
-        if isinstance(expected, Parts):
-            by_realm: dict[str, list[Any]] = {name: [] for name in expected.by_realm}
-            for part in got:
-                name = part[1] if isinstance(part[1], str) else part[1]["realm"]
-                by_realm.setdefault(name, []).append(part)
-            parts = expected.by_realm
-            return parts.keys() == by_realm.keys() and all(
-                self._fits(name, parts[name], by_realm[name]) for name in parts
-            )
-        if isinstance(expected, dict):
-            if not isinstance(got, dict) or len(got) - ("failed_at" in got) != len(expected):
-                return False
-            return all(name in got and self._fits(realm, value, got[name]) for name, value in expected.items())
-        if isinstance(expected, list):
-            if not isinstance(got, list) or len(got) != len(expected):
-                return False
-            return all(map(self._fits, [realm] * len(got), expected, got))
-        return False
+            pairs = [(job_id, queue) for job_id, (queue, _) in given.items()]
+        self._draws.pulled(request, reply.extra, pull, pairs)
 
     def _compare(self, names: Any) -> None:
         for name in names:
@@ -438,53 +349,6 @@ class ShardLife:
                 if model.exists:
                     raise Difference(f"realm {name} is not there")
             elif realm.next_deadline() > realm.clock:  # else there is time to pass first
-                self._compare_realm(realm, model)
-
-    def _compare_rows(self, tables: dict[str, dict[int, Any]]) -> None:
-        """No row is left behind by what is gone."""
-        models = [book.model for book in self._books.values()]
-        texts = [job.text for model in models for job in model.jobs if job.text is not None]
-        expected = {
-            "realms": sum(model.exists for model in models),
-            "queues": sum(len(model.lease_times) for model in models),
-            "tags": sum(len(model.tag_limits) for model in models),
-            "jobs": sum(len(model.jobs) for model in models),
-            "places": sum(len(model.places) for model in models),
-            "payloads": sum(len(text) > INLINE_BYTES_MAX for text in texts),
-            "failures": sum(place.failure is not None for model in models for place in model.places),
-        }
-        self._same("all", "rows", expected, {table: len(tables[table]) for table in expected})
-
-    def _compare_realm(self, realm: Realm, model: Model) -> None:
-        model.settle(realm.clock)
-        name = realm.name
-        if not model.exists:
-            raise Difference(f"realm {name} should not be there")
-        self._same(name, "jobs", list_jobs(model, _JOBS), self._asked(realm, _JOBS))
-        self._same(name, "status", views.shown_status(model), self._asked(realm, _STATUS))
-        self._same(name, "queues", get_queues(model, _QUEUES), self._asked(realm, _QUEUES))
-        self._same(name, "tags", {"tags": views.shown_tags(model), "cursor": None}, self._asked(realm, _TAGS))
-        self._same(name, "config", views.shown_config(model), self._asked(realm, _CONFIG))
-        in_force = {lease_of(place) for place in model.places if place.lease is not None}
-        for proof, (of_realm, lease) in self._leases.items():
-            if of_realm == name:
-                place = finishing.leased_place(realm, proof)
-                if (place is not None) != (lease in in_force):
-                    raise Difference(f"realm {name}: lease {proof} is{' not' if place is None else ''} in force")
-        peeked = leasing.peek(realm, Wanted(EVERYTHING), realm.clock)
-        order = [(place.job.job_id, place.queue) for place in model.peek(Wanted(EVERYTHING))]
-        self._same(name, "order", order, [(place.job.job_id, place.queue.queue_id) for place in peeked])
-        if self._turns % 4 == 0:
-            check(realm)
-
-    def _asked(self, realm: Realm, request: Request) -> Any:
-        call = Call(request.params, b"", realm.clock, self.shard.archive)
-        outcome: Any = REALM_OPERATIONS[request.operation](realm, call)
-        return msgspec.json.decode(outcome.body)
-
-    def _same(self, name: str, what: str, expected: Any, got: Any) -> None:
-        if expected != got and not self._fits(name, expected, got):
-            raise Difference(f"realm {name}: {what}\n{got}, not\n{expected}")
-
-
-_STATUS, _CONFIG, _TAGS = Request("get_status", ""), Request("get_config", ""), Request("get_tags", "", [None] * 3)
+                self._looks.realm(realm, model, self.shard.archive, self.now)
+                if self._turns % 4 == 0:
+                    check(realm)
