@@ -78,8 +78,14 @@ class Book:
         """The shard starts."""
         self.model.let_leases_run_out(now)
         self.model.restart()
+        self.trim()
         for kept in self.kept.values():
             kept.again, kept.pull = True, 0
+
+    def trim(self) -> None:
+        """A turn is over: of the results the latest are kept."""
+        if 0 < self.model.settings.keep_count < len(self.model.results):
+            del self.model.results[: -self.model.settings.keep_count]
 
     def do(self, request: Request) -> Any:
         """Do what is asked, all of it; returns the reply."""

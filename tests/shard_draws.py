@@ -14,12 +14,13 @@ from shard_rig import HOME_1
 from restq import errors
 from restq.names import QueueId
 
-JOB_IDS = ("a", "b", "c", "d", "e/f", "ü", "g", "h")
+JOB_IDS = ("a", "b", "c", "d", "e/f", "ü", "g", "h", "i", "j", "k", "l")
 QUEUES: tuple[QueueId, ...] = (0, 0, 0, 1, 1, 2, "b10")
 ELSEWHERE = HOME_1
 TAGS = ("blue", "green", "red")
 SPANS = (0.0, 0.25, 1.0, 5.0, 600.0)  # multiples of 1/128: sums of them are exact
 NEVER_GIVEN = ("1-1", "0-0", "x", "999999999-1-1", "-", "1-2-3", "٣-٤-1", "1-01-0")
+OF_LEASES = frozenset({"ack", "exchange", "extend", "nack", "release"})
 KEYED = frozenset(
     "ack add_jobs cancel_job cancel_tagged_jobs clear_queue configure_2013 exchange extend move_job move_tagged_jobs"
     " nack pull redrive redrive_tagged_jobs release".split()
@@ -36,7 +37,7 @@ _WEIGHTS = {
     "configure_2013": 0.5,
     "configure_queue": 3,
     "configure_tag": 3,
-    "delete_realm": 0.7,
+    "delete_realm": 0.5,
     "exchange": 6,
     "extend": 4,
     "get_config": 0.5,
@@ -120,6 +121,8 @@ class Draws:
         if operation == "wrong":
             name, params, body, error = chance.choice(_WRONG)
             return Request(name, realm, params, None, body, refused=error)
+        if operation in OF_LEASES and not any(place.lease for place in model.places) and chance.random() < 0.8:
+            operation = chance.choice(("add_jobs", "pull"))  # or most of what is asked were in vain
         request = getattr(self, f"_{operation}", self._plain)(Request(operation, realm), model)
         if request.said is not None:
             request.body = msgspec.json.encode(request.said)
@@ -197,11 +200,11 @@ class Draws:
         return said
 
     def _wanted(self) -> dict[str, Any]:
-        said: dict[str, Any] = {"count": self._chance.choice((0, 1, 1, 2, 2, 3, 4, 5, 8))}
+        said: dict[str, Any] = {"count": self._chance.choice((0, 1, 1, 2, 2, 4, 5, 8, 9))}
         self._maybe(said, 0.15, "max_queue", QUEUES)
         self._maybe(said, 0.1, "queues", ([0], [1, 2], ["b10", 0]))
         self._maybe(said, 0.2, "tags", (["red"], ["blue", "red"], []))
-        self._maybe(said, 0.5, "lease_time", SPANS)
+        self._maybe(said, 0.5, "lease_time", (*SPANS, 600.0))
         self._maybe(said, 0.4, "worker", ("w1", "ü"))
         return said
 
@@ -248,7 +251,7 @@ class Draws:
         return request
 
     def _add_jobs(self, request: Request, model: Model) -> Request:
-        count = self._chance.choice((1, 2, 2, 3, 4, 5, 7))
+        count = self._chance.choice((1, 2, 2, 3, 4, 5, 7, 9))
         request.said = {"jobs": [self._new_job(self._chance.choice(JOB_IDS)) for _ in range(count)]}
         return request
 

@@ -44,7 +44,7 @@ from restq.shards.store import Room
 
 REALMS = ("a", "b", "c")
 FATES = ("", "lost", "unseen", "full")  # of a turn: see `_turn`
-LAPSES = (0.25, 1.0, 4.75, 5.0, 8.0, 600.0, 601.0, 100_000.0)
+LAPSES = (0.25, 1.0, 4.75, 5.0, 8.0) * 3 + (600.0, 601.0, 100_000.0)
 
 
 def _mailbox(message: Request | Mail) -> str:
@@ -296,9 +296,8 @@ class ShardLife:
         for name in REALMS:
             if not self._is_held(name):
                 self._conclude(name)
-            model = self._books[name].model
-            if name not in self._under and 0 < model.settings.keep_count < len(model.results):
-                del model.results[: -model.settings.keep_count]
+            if name not in self._under:
+                self._books[name].trim()
 
     def _conclude(self, name: str) -> None:
         """What went on in a realm is done: now its reply counts as kept."""
