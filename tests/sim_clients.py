@@ -19,6 +19,7 @@ EXTEND_SECONDS = 60  # no extension shortens a lease
 LEASE_SECONDS = (1, 4, 15, EXTEND_SECONDS)
 PATIENCE_SECONDS = 4.0  # how long a client waits for an answer at most, beyond what it asked the server to wait
 REPEATS_MAX = 60
+CALLS_BACK = 10
 UNKNOWN, REFUSED, AGAIN = "unknown", "refused", "again"
 DONE = {ACK: "acked", NACK: "nacked", RELEASE: "released", EXTEND: "extended"}
 
@@ -67,6 +68,7 @@ class Client:
             self.remove_some,
             *[self.pin] * 2,
             self.wait_for_tag,
+            self.configure,
         ]
 
     async def live(self, count: int) -> None:
@@ -75,6 +77,18 @@ class Client:
             await self._chance.choice(self._doings)()
             if self._chance.random() < 0.3:
                 await asyncio.sleep(self._chance.random() * self._chance.choice((0.01, 0.1, 2.0)))
+
+    async def roam(self) -> None:
+        """Have realms move to and fro, until cancelled."""
+        while True:
+            await self.pin()
+            await asyncio.sleep(self._chance.random() * self._chance.choice((0.01, 0.2, 2.0)))
+
+    async def call_back(self, shard: int) -> None:
+        """Have realms move to this shard, whether it serves or not."""
+        for _ in range(CALLS_BACK):
+            await self._remove(("PUT", f"/{self._realm()}/shard", {"shard": shard}))
+            await asyncio.sleep(self._chance.random() * 0.05)
 
     async def ask(self, method: str, target: str, said: Any) -> Any:
         """The answer where all is well."""
@@ -271,6 +285,10 @@ class Client:
             said["lease_time"] = EXTEND_SECONDS
         elif verb != ACK and self._chance.random() < 0.5:
             said["delay"] = self._chance.random() * 3
+        if verb == ACK and self._chance.random() < 0.5:
+            said["result"] = leases
+        elif verb == NACK and self._chance.random() < 0.5:
+            said["error"] = f"{self.name} {self._count}"
         ends = dict.fromkeys((named(realm, lease) for lease in leases), verb)
         call = self._begin(f"{verb} {' '.join(leases)}", ends=ends)
         answer = await self._ask(call, ("POST", f"/{realm}/{verb}", said))
@@ -349,6 +367,12 @@ class Client:
         """Have a realm move to another shard."""
         shard = self._chance.randrange(len(self.world.shards))
         await self._remove(("PUT", f"/{self._realm()}/shard", {"shard": shard}))
+
+    async def configure(self) -> None:
+        """PUT /{realm}/config and /{realm}/tags/{tag}."""
+        realm, tag = self._realm(), self._chance.choice(TAGS)
+        await self._remove(("PUT", f"/{realm}/config", {"keep_done": {"count": self._chance.randint(1, 9)}}))
+        await self._remove(("PUT", f"/{realm}/tags/{tag}", {"max_leased": self._chance.randint(2, 5)}))
 
     async def wait_for_tag(self) -> None:
         """GET /{realm}/tags/{tag}?wait=."""

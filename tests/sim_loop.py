@@ -111,6 +111,7 @@ class End(asyncio.Transport):
         """Something arrived."""
         if not self.is_lost:
             self.node.loop.note("arrives", self.name, len(data))
+            self.node.loop.on_arrival(self, data)
             self.protocol.data_received(data)
 
     def lose_later(self, at_once: bool) -> None:
@@ -172,6 +173,7 @@ class Loop(asyncio.BaseEventLoop):
         self.failures: list[str] = []
         self.kept: list[Task] = []  # else the collector would end those of dead nodes, whenever it runs
         self.after_step: Callable[[Node], None] = lambda node: None
+        self.on_arrival: Callable[[End, bytes], None] = lambda end, data: None
         self.nodes: list[Node] = []  # those that live, and perhaps some that died
         self._last_number = 0
         self._now = 0.0

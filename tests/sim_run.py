@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from checker import ACK, Checker
+from sim_ambush import Ambush
 from sim_clients import Client, named
 from sim_loop import Loop, Node
+from sim_whole import Arrivals, check_whole
 from simulation import World, made_up, memory_stores
 
+from restq.check import check
 from restq.shards.sqlite_store import SqliteStore
 
 CLIENT_COUNT = 4
@@ -23,6 +27,7 @@ CALM_SECONDS = 0.4  # between two faults, on the average
 CHECK_STEPS = 997  # between two looks at the invariants
 STEPS_MAX = 300_000
 ROUNDS_MAX = 200
+RESTLESS_SHARE = 0.5
 
 
 class Result(NamedTuple):
@@ -31,28 +36,35 @@ class Result(NamedTuple):
     trace: list[tuple[Any, ...]]
     wrong: list[str]
     call_count: int
+    arrival_count: int
 
 
 class Simulation:
-    """What one seed draws."""
+    """What one seed draws. `is_restless`: realms move all the while."""
 
-    def __init__(self, seed: object, loop: Loop, open_store: Callable[[int], Any]) -> None:
+    def __init__(self, loop: Loop, open_store: Callable[[int], Any], is_restless: bool | None) -> None:
         chance = loop.chance
         self.loop = loop
         self.checker = Checker()
-        self.world = World(loop, chance.choice((1, 2, 2, 3)), chance.choice((1, 2)), open_store)
+        drawn = chance.random() < RESTLESS_SHARE
+        self.is_restless = drawn if is_restless is None else is_restless
+        shard_count = chance.choice((2, 2, 3) if self.is_restless else (1, 2, 2, 3))
+        self.world = World(loop, shard_count, chance.choice((1, 2)), open_store)
+        self.arrivals = Arrivals(self.world)
         for shard in self.world.shards:
             shard.disk.is_slow = chance.random() < 0.3
-        self.realms = [f"realm {number}" for number in range(chance.randint(1, 4))]
+        self.realms = [f"realm {number}" for number in range(chance.randint(1, 2 if self.is_restless else 4))]
         self.clients = [
             Client(self.world, self.checker, f"client {index}", self.realms) for index in range(CLIENT_COUNT)
         ]
+        self._mover = Client(self.world, self.checker, "mover", self.realms)
+        self._ambush = Ambush(self.world, lambda shard: self._mover.node.run(self._mover.call_back(shard)))
         self._calm = CALM_SECONDS * chance.choice((0.3, 1.0, 3.0))
         self.world.is_calm = chance.random() < 0.2
         calm = [self._hold_up, self._stand_still]
         faults = [
             *[self._kill_shard] * 3,
-            *[self._interrupt_move] * 2,
+            *[self._ambush.lay] * 2,
             self._kill_frontend,
             *[self._cut] * 2,
             *[self._fail_commit] * 2,
@@ -60,7 +72,8 @@ class Simulation:
             *calm,
         ]
         self._faults: list[Callable[[], None]] = calm if self.world.is_calm else chance.sample(faults, 5)
-        self._lurks = False  # for the next move between shards
+        if self.is_restless:
+            self._faults = [*self._faults, *[self._hold_up] * 4, *[self._ambush.lay] * 10]
         self.wrong: list[str] = []
         self._step_count = 0
         loop.after_step = self._stepped
@@ -71,8 +84,6 @@ class Simulation:
 
     def _stepped(self, node: Node) -> None:
         self._step_count += 1
-        if self._lurks and self._step_count % 8 == 0:
-            self._lurk()
         if self._step_count % CHECK_STEPS == 0:
             self._check()
         if self._step_count > STEPS_MAX:
@@ -96,20 +107,6 @@ class Simulation:
     def _kill_shard(self) -> None:
         shard = self.loop.chance.choice(self.world.shards)
         shard.node.steps_left = self.loop.chance.randrange(40)
-
-    def _interrupt_move(self) -> None:
-        self._lurks = True
-
-    def _lurk(self) -> None:
-        found = [end for end in self.loop.connections() if end.name.startswith("shard")]
-        if found:
-            self._lurks = False
-            end = self.loop.chance.choice((found[0], found[0].peer))
-            if self.loop.chance.random() < 0.5:
-                end.node.steps_left = self.loop.chance.randrange(40)
-            else:
-                end.node.later(self.loop.draw(0.02), end.lose)
-                end.peer.node.later(self.loop.draw(0.02), end.peer.lose)
 
     def _kill_frontend(self) -> None:
         self.loop.chance.choice(self.world.frontends).node.steps_left = self.loop.chance.randrange(40)
@@ -149,9 +146,13 @@ class Simulation:
         """All of it."""
         await self._whole()
         befalling = asyncio.ensure_future(self._befall())
+        roaming = self._mover.node.run(self._mover.roam()) if self.is_restless else None
         await asyncio.gather(*(client.node.run(client.live(DOINGS_COUNT)) for client in self.clients))
+        if roaming is not None:
+            roaming.cancel()
+        self.clients.append(self._mover)
         befalling.cancel()
-        self._lurks = False
+        self._ambush.leave()
         for shard in self.world.shards:
             shard.disk.is_full = shard.disk.fails = False
         for running in (*self.world.shards, *self.world.frontends):
@@ -162,9 +163,10 @@ class Simulation:
                 shard.node.kill()
         await asyncio.sleep(SETTLED_SECONDS)
         await self._whole()
+        self.wrong += check_whole(self.world)
         await self._drain()
         self._check()
-        self._check_places()
+        self.wrong += self.arrivals.wrong
 
     async def _whole(self) -> None:
         while not self.world.is_whole():  # noqa: ASYNC110 - the clock is made up
@@ -196,23 +198,17 @@ class Simulation:
                     call.ok(self.world.now(), *([named(realm, lease) for lease in told[w]] for w in ("acked", "stale")))
         self.wrong.append(f"what is left is not to be had: {statuses}")
 
-    def _check_places(self) -> None:
-        """X1: a realm lives in one shard."""
-        for realm in self.realms:
-            places = [s.name for s in self.world.shards if s.process is not None and s.process.shard.find(realm)]
-            if len(places) > 1:
-                self.wrong.append(f"{realm} lives in {places}")
 
-
-def simulate(seed: object, on_disk: bool = False) -> Result:
-    """Run what this seed draws."""
+def simulate(seed: object, on_disk: bool = False, is_restless: bool | None = None) -> Result:
+    """Run what this seed draws; `is_restless`: whether realms move all the while, if that is not to be drawn."""
     loop = Loop(seed)
     with contextlib.ExitStack() as stack:
         simulation: Simulation
         stack.enter_context(made_up(loop, lambda: simulation.has_room()))
-        open_store = stack.enter_context(_on_disk()) if on_disk else memory_stores()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if on_disk else None
+        open_store = memory_stores() if folder is None else partial(_open_file, folder)
         asyncio.set_event_loop(loop)
-        simulation = Simulation(seed, loop, open_store)
+        simulation = Simulation(loop, open_store, is_restless)
         try:
             loop.run_until_complete(simulation.run())
         except (AssertionError, RuntimeError) as error:
@@ -222,11 +218,11 @@ def simulate(seed: object, on_disk: bool = False) -> Result:
         loop.end()
         for shard in simulation.world.shards:
             shard.disk.close()
+        if folder is not None:
+            wrong += check(folder).problems
     asyncio.set_event_loop(None)
-    return Result(loop.trace, wrong, len(simulation.checker.calls))
+    return Result(loop.trace, wrong, len(simulation.checker.calls), simulation.arrivals.count)
 
 
-@contextlib.contextmanager
-def _on_disk() -> Iterator[Callable[[int], SqliteStore]]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield lambda index: SqliteStore(Path(folder) / f"{index}.db")
+def _open_file(folder: Path, index: int) -> SqliteStore:
+    return SqliteStore(folder / f"shard-{index}.sqlite")

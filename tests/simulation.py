@@ -13,6 +13,7 @@ import contextlib
 import json
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
@@ -25,6 +26,7 @@ from restq.errors import StorageFull
 from restq.pipe import Pipe
 from restq.placement import Placement
 from restq.shards import moving, process, shard, tasks
+from restq.shards.changes import Changes
 from restq.shards.commands import batches, jobs, leases
 from restq.shards.invariants import check
 from restq.shards.memory_store import MemoryStore
@@ -159,9 +161,12 @@ class Frontend:
 class Disk:
     """A store, and what befalls it. It outlives the shard."""
 
-    def __init__(self, loop: Loop, name: str, open_store: Callable[[], Any]) -> None:
+    def __init__(
+        self, loop: Loop, name: str, open_store: Callable[[], Any], on_commit: Callable[[Changes], None]
+    ) -> None:
         self._loop = loop
         self._name = name
+        self._on_commit = on_commit
         self._open = open_store
         self._store = open_store()
         self.fails = False  # the next commit does, and whether it is kept is drawn
@@ -186,15 +191,24 @@ class Disk:
             is_kept = self._loop.chance.random() < 0.5
             self._loop.note("fails", self._name, mark.group, is_kept)
             if is_kept:
-                await self._store.commit(changes, mark)
+                await self._keep(changes, mark)
             raise StoreFailed("I/O error")
         if self.is_full:
             self._loop.note("full", self._name, mark.group)
             raise StorageFull(FULL)
-        await self._store.commit(changes, mark)
+        await self._keep(changes, mark)
         self._loop.note("commits", self._name, mark.group, len(changes))
         if self.is_slow:
             await asyncio.sleep(self._loop.draw(COMMIT_SECONDS))
+
+    async def _keep(self, changes: Changes, mark: Any) -> None:
+        await self._store.commit(changes, mark)
+        self._on_commit(changes)
+
+    @property
+    def rows(self) -> Any:
+        """The store itself."""
+        return self._store
 
 
 class Connection(process.Connection):
@@ -212,7 +226,7 @@ class ShardNode:
 
     def __init__(self, world: World, index: int, disk: Disk) -> None:
         self._world = world
-        self._index = index
+        self.index = index
         self.name = f"shard {index}"
         self.disk = disk
         self.process: process.ShardProcess | None = None
@@ -225,17 +239,17 @@ class ShardNode:
 
     async def _serve(self) -> None:
         settings = {
-            "index": self._index,
+            "index": self.index,
             "count": len(self._world.paths),
             "elsewhere": {},
             "default_lease_time": LEASE_SECONDS,
             "sockets": self._world.paths,
-            "path": self._world.paths[self._index],
+            "path": self._world.paths[self.index],
         }
         try:
             self.process = serving = process.ShardProcess(settings, self.disk.open_again())
             await asyncio.get_running_loop().create_unix_server(
-                lambda: Connection(serving), self._world.paths[self._index]
+                lambda: Connection(serving), self._world.paths[self.index]
             )
             await serving.run()
         except StoreFailed as failed:
@@ -254,6 +268,11 @@ class ShardNode:
             for actor in self.process.shard.mailboxes.actors.values():
                 if actor.realm is not None and not actor.held:
                     check(actor.realm)
+            here = self.process.shard.placement.shard_of
+            for waiter in self.process.shard.waking._waiting.all():
+                name = waiter.mail.realm
+                if name and here(name) != self.index:
+                    raise AssertionError(f"somebody waits for {name}, which is elsewhere")
 
 
 class World:
@@ -263,9 +282,16 @@ class World:
         self.loop = loop
         self.is_calm = False  # no shard dies, and no connection is lost
         self.paths = [f"socket {index}" for index in range(shard_count)]
-        disks = [Disk(loop, f"disk {index}", lambda index=index: open_store(index)) for index in range(shard_count)]
+        self.on_commit: Callable[[int, Changes], None] = lambda index, changes: None  # of which shard, and what
+        disks = [
+            Disk(loop, f"disk {index}", partial(open_store, index), partial(self._committed, index))
+            for index in range(shard_count)
+        ]
         self.shards = [ShardNode(self, index, disk) for index, disk in enumerate(disks)]
         self.frontends = [Frontend(self, index) for index in range(frontend_count)]
+
+    def _committed(self, index: int, changes: Changes) -> None:
+        self.on_commit(index, changes)
 
     def now(self) -> float:
         """The time of all clocks."""
@@ -306,6 +332,7 @@ def made_up(loop: Loop, has_room: Callable[[], bool]) -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, name, value))
         stack.enter_context(mock.patch.object(process, "time", clock))
         stack.enter_context(mock.patch.object(process, "os", disk))
+        stack.enter_context(mock.patch.object(process, "memory", SimpleNamespace(for_jobs=lambda: 1 << 40)))
         stack.enter_context(mock.patch.object(process, "random", random.Random(loop.chance.random())))
         yield
 

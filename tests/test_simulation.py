@@ -17,7 +17,8 @@ from unittest import mock
 
 import pytest
 from checker import ACK, Checker, Scope, Unit
-from longrun import seeds
+from longrun import LONG, seeds
+from sim_faults import FAULTS, RARE
 from sim_run import simulate
 
 from restq.errors import StorageFull
@@ -79,9 +80,9 @@ def test_simulate_in_another_process_gives_same_trace() -> None:
 # -- it finds what is planted --------------------------------------------------------------------------------------
 
 
-def _finds() -> str:
-    for seed in range(1, PLANTED_SEEDS):
-        if wrong := simulate(seed).wrong:
+def _finds(is_restless: bool | None = None) -> str:
+    for seed in range(1, PLANTED_SEEDS + 1):
+        if wrong := simulate(seed, is_restless=is_restless).wrong:
             return wrong[0]
     return ""
 
@@ -130,6 +131,19 @@ def test_simulate_shard_that_takes_a_failed_commit_for_a_full_disk_is_found_out(
 def test_simulate_planted_fault_is_found_out(where: type, name: str, fault: Callable[..., Any]) -> None:
     with mock.patch.object(where, name, fault, create=True):
         assert _finds()
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if LONG or fault not in RARE])
+def test_simulate_move_with_planted_fault_is_found_out(fault: str) -> None:
+    with FAULTS[fault]():
+        assert _finds(is_restless=True)
+
+
+def test_simulate_moves_as_they_are_finds_nothing() -> None:
+    # What the planted faults are compared with; and that realms did move, a number of times in each.
+    results = [simulate(seed, is_restless=True) for seed in seeds(20, 1_000)]
+    assert [line for result in results for line in result.wrong] == []
+    assert sum(result.arrival_count for result in results) > 2 * len(results)
 
 
 # -- what the checker says -----------------------------------------------------------------------------------------
