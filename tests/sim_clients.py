@@ -246,9 +246,8 @@ class Client:
             wanted["realms"] = self._chance.sample(self.realms, self._chance.randint(1, len(self.realms)))
         call = self._begin(f"pull {wanted['count']} everywhere", pulls="")
         answer = await self._ask(call, ("POST", "/pull", wanted), wait)
-        # Where a shard went away, what it leased waits for its leases to end; so does what a repeat leased that went
-        # to another front end while the first request was still under way.
-        call.may_hide = not self.world.is_calm or (call.was_repeated and len(self.world.frontends) > 1)
+        # Where a shard went away, what it leased waits for its leases to end.
+        call.may_hide = not self.world.is_calm
         if answer is not None:
             call.ok(self.world.now())
             self.take(call, answer.json["jobs"], "", wanted["lease_time"])

@@ -32,6 +32,7 @@ NONE: dict[str, Any] = {"jobs": []}
 LEASED = (200, [[0, JOB]], 5)
 NOT_KEPT: tuple[int, Any, int] = (200, [], 0)
 DONE: tuple[int, Any, int] = (200, {}, 0)
+GONE = {"error": 503, "exception": "ConnectionError", "message": "gone", "code": "shard_unavailable"}
 REUSED = {"error": 422, "exception": "ValueError", "message": "reused", "code": "idempotency_key_reused"}
 
 
@@ -548,6 +549,24 @@ def test_pull_over_realms_whose_shard_dies_while_it_leases_hides_no_jobs(
     run(tmp_path, test, shard_count=2)
 
 
+def test_pull_over_realms_that_came_again_by_another_way_is_not_answered_with_less(tmp_path: Path) -> None:
+    """The other one knows of all that both leased, and this one does not."""
+
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        pulls_one(shard)
+        shard.answers |= {"recall": NOT_KEPT, "lease_peeked": (503, GONE, 0)}
+        answer = await client.ask("POST", "/pull", {}, "k")
+        refused(answer, 503, "shard_unavailable")
+        assert answer.json["message"] == "gone; sent again, this gives what it leased"
+        claims = [request.params[-1] for request in shard.asked if request.operation != "peek"]
+        assert (len(claims), len(set(map(tuple, claims)))) == (2, 1), "it leases under the claim that it recalled under"
+        await client.ask("POST", "/pull", {}, "k")
+        assert shard.calls("recall")[-1].params[-1] > claims[0], "and is another when it comes again"
+
+    run(tmp_path, test)
+
+
 def test_pull_over_realms_again_gives_a_realm_on_the_move_once(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, [first, second] = await front.connect(), front.shards
@@ -620,10 +639,10 @@ def test_pull_over_realms_hands_its_filters_on(tmp_path: Path) -> None:
         answer = await client.ask("POST", "/pull", {**body, "lease_time": 2.5, "worker": "w1"})
         assert answer.json == {"jobs": [JOB]}
         assert shard.calls("peek")[0].params == [3, 7, ["r", "s"], [0, "x", 2], ["t"]]
-        assert shard.calls("lease_peeked")[0].params == [[["r", "j", 0, 0]], 2.5, "w1"]
+        assert shard.calls("lease_peeked")[0].params == [[["r", "j", 0, 0]], 2.5, "w1", []]
         await client.ask("POST", "/pull")
         assert shard.calls("peek")[1].params == [1, None, None, None, None]
-        assert shard.calls("lease_peeked")[1].params == [[["r", "j", 0, 0]], None, ""]
+        assert shard.calls("lease_peeked")[1].params == [[["r", "j", 0, 0]], None, "", []]
 
     run(tmp_path, test)
 

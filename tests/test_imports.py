@@ -120,7 +120,8 @@ ARROWS: dict[str, str] = {
     "shards.relocation": (
         "data_dir errors placement shards.changes shards.renumbering shards.reserve shards.store shards.*_store"
     ),
-    "shards.replies": "errors shards.actor shards.changes shards.commands.call",
+    "shards.claims": "errors",
+    "shards.replies": "errors shards.actor shards.changes shards.claims shards.commands.call",
     "shards.actor": "errors protocol shards.commands.call shards.realm",
     "shards.room": "errors shards.actor shards.changes shards.commands shards.store",
     "shards.several": (

@@ -24,7 +24,7 @@ def test_request_for_realm_of_another_shard_is_answered_by_where_it_is() -> None
     assert (reply.status, reply.extra) == (MOVED, 1)
     for operation, params, body in (
         ("peek", [1, None, [HOME_0, HOME_1], None, None], b""),
-        ("lease_peeked", [[[HOME_0, "x", 0, 0], [HOME_1, "y", 0, 1]], None, ""], b""),
+        ("lease_peeked", [[[HOME_0, "x", 0, 0], [HOME_1, "y", 0, 1]], None, "", ()], b""),
     ):
         reply = rig.reply_to(operation, "", params, body)
         assert (reply.status, reply.body.decode(), reply.extra) == (MOVED, HOME_1, 1)
@@ -36,7 +36,7 @@ def test_lease_over_realms_of_which_one_is_elsewhere_leases_nothing() -> None:
     rig = Rig(0, 2)
     rig.add(HOME_0, "x")
     before = rig.rows()
-    reply = rig.reply_to("lease_peeked", "", [[[HOME_0, "x", 0, 0], [HOME_1, "y", 0, 1]], None, ""])
+    reply = rig.reply_to("lease_peeked", "", [[[HOME_0, "x", 0, 0], [HOME_1, "y", 0, 1]], None, "", ()])
     assert reply.status == MOVED
     assert rig.rows() == before
 

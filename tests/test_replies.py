@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from shard_rig import HOME_0, NOW, A, B, Rig, bulk, ids, move
 
-from restq.shards import replies
+from restq.errors import ShardUnavailable
+from restq.shards import claims, replies
 from restq.shards.commands import batches
 from restq.shards.replies import KEPT_SECONDS
 
@@ -211,16 +212,20 @@ def test_pull_that_was_given_again_is_not_undone(rig: Rig) -> None:
 # -- over several realms ---------------------------------------------------------------------------------------------
 
 
-def recalled(rig: Rig, once: tuple[str, str] = KEY) -> list[tuple[int, str, str]]:
+CLAIM = (1.0, 2)
+
+
+def recalled(rig: Rig, once: tuple[str, str] = KEY, claim: tuple[float, int] = CLAIM) -> list[tuple[int, str, str]]:
     """What the pull over several realms is given when it comes again: index, job id and lease id, in their order."""
-    return sorted((index, job["job_id"], job["lease_id"]) for index, job in rig.ask("recall", "", [None], b"", once))
+    given = rig.ask("recall", "", [None, claim], b"", once)
+    return sorted((index, job["job_id"], job["lease_id"]) for index, job in given)
 
 
 def lease_over_realms(
-    rig: Rig, *candidates: tuple[str, str, int], once: tuple[str, str] = KEY
+    rig: Rig, *candidates: tuple[str, str, int], once: tuple[str, str] = KEY, claim: tuple[float, int] = CLAIM
 ) -> list[tuple[int, str]]:
     """Lease these (realm, job id, index), each out of queue 0; returns index and lease id of each."""
-    params = [[[realm, job_id, 0, index] for realm, job_id, index in candidates], 30, "w"]
+    params = [[[realm, job_id, 0, index] for realm, job_id, index in candidates], 30, "w", claim]
     return [(index, job["lease_id"]) for index, job in rig.ask("lease_peeked", "", params, b"", once)]
 
 
@@ -259,14 +264,41 @@ def test_pull_over_realms_whose_first_attempt_is_undone_is_given_what_the_second
     assert rig.ids(A, "leased") == ["y"]
 
 
+def test_pull_over_realms_leases_nothing_once_it_came_again_by_another_way(rig: Rig) -> None:
+    """What it leased until then, that one was told of; of what it leased afterwards, nobody would know."""
+    early, late = (1.0, 2), (1.0, 3)
+    rig.add(A, "x", "y", "z")
+    [(_, lease)] = lease_over_realms(rig, (A, "x", 0), claim=early)
+    assert recalled(rig, claim=late) == [(0, "x", lease)]
+    before = rig.rows()
+    refused = [
+        rig.reply_to("lease_peeked", "", [[[A, "y", 0, 1]], 30, "w", early], b"", KEY),
+        rig.reply_to("recall", "", [None, early], b"", KEY),
+    ]
+    assert [(reply.status, json.loads(reply.body)["code"]) for reply in refused] == [(503, "shard_unavailable")] * 2
+    assert rig.rows() == before
+    assert lease_over_realms(rig, (A, "y", 0), once=OTHER, claim=early), "another request under the key is another"
+    assert lease_over_realms(rig, (A, "z", 1), claim=late)
+
+
+def test_claims_that_are_remembered_are_bounded_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "CLAIMS_MAX", 2)
+    known = claims.Claims()
+    for key in "abac":
+        known.make([key, "digest"], [2.0, 1])
+    with pytest.raises(ShardUnavailable):
+        known.make(["a", "digest"], [1.0, 1])
+    known.make(["b", "digest"], [1.0, 1])
+
+
 @pytest.mark.usefixtures("small_steps")
 def test_pull_over_realms_that_comes_again_sees_what_was_leased_before_though_a_realm_is_held(rig: Rig) -> None:
     rig.add(A, *ids(60))
     rig.add(B, "x")
     rig.send("clear_queue", A, ["0"])
     statuses = rig.send("get_statuses")  # which waits for the realm that is held
-    leased = rig.send("lease_peeked", "", [[[B, "x", 0, 0]], None, ""], b"", KEY)
-    recall = rig.send("recall", "", [None], b"", KEY)
+    leased = rig.send("lease_peeked", "", [[[B, "x", 0, 0]], None, "", CLAIM], b"", KEY)
+    recall = rig.send("recall", "", [None, CLAIM], b"", KEY)
     rig.turn()
     assert statuses not in rig.replies
     assert [job["job_id"] for _, job in rig.read(recall)] == ["x"]
@@ -285,7 +317,7 @@ def test_pull_over_realms_again_is_given_what_it_leased(rig: Rig) -> None:
     for _ in range(2):
         assert recalled(rig) == expected
         assert recalled(rig, ("another key", "digest")) == []
-        assert rig.reply_to("recall", "", [None], b"", OTHER).status == 422
+        assert rig.reply_to("recall", "", [None, CLAIM], b"", OTHER).status == 422
         rig.start()
     rig.run_until(NOW + KEPT_SECONDS + 10)
     assert kept(rig) == []

@@ -245,7 +245,7 @@ def test_peek_over_realms_leases_nothing_and_lease_takes_just_the_chosen(rig: Ri
     assert rig.ask("peek", "", [10, None, [B, C], None, None]) == [[NOW + 1, B, "y", 0], [NOW + 1, B, "z", 5]]
     assert sorted(rig.ask("peek", "", [10, 1, None, None, None])) == sorted(peeked)
     reply = rig.reply_to(
-        "lease_peeked", "", [[[A, "x", 9, 0], [A, "x", 1, 1], [C, "never", 0, 2], [A, "x", 1, 3]], None, ""]
+        "lease_peeked", "", [[[A, "x", 9, 0], [A, "x", 1, 1], [C, "never", 0, 2], [A, "x", 1, 3]], None, "", ()]
     )
     [[index, first]] = json.loads(reply.body)
     assert index == 1
@@ -272,7 +272,7 @@ def test_peek_leaves_out_realm_that_is_held(rig: Rig) -> None:
     rig.send("clear_queue", A, ["0"])
     rig.turn()
     peek = rig.send("peek", "", [1, None, None, None, None])
-    lease = rig.send("lease_peeked", "", [[[A, "job 50", 0, 0], [B, "y", 0, 1]], None, ""])
+    lease = rig.send("lease_peeked", "", [[[A, "job 50", 0, 0], [B, "y", 0, 1]], None, "", ()])
     rig.turn()
     assert [found[1] for found in json.loads(rig.replies[peek].body)] == [B]
     assert [(index, job["realm"]) for index, job in json.loads(rig.replies[lease].body)] == [(1, B)]

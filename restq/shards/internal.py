@@ -25,10 +25,11 @@ def get_stats(shard: Shard, mail: Mail, call: Call) -> Reply:
 def recall(shard: Shard, mail: Mail, call: Call) -> Reply:
     """What this very pull over several realms leased here when it came before: [index, job], in any order.
 
-    `params`: the realms over which it goes, or null for all. With the reply goes the number of the last arrival: where
-    it has changed since, a realm that came here meanwhile may have been asked for nowhere.
+    `params`: the realms over which it goes, or null for all, and its claim. With the reply goes the number of the last
+    arrival: where it has changed since, a realm that came here meanwhile may have been asked for nowhere.
     """
-    [names] = call.params
+    names, claim = call.params
+    shard.replies.claims.make(mail.once, claim)
     realms = shard.realms() if names is None else filter(None, map(shard.find, names))
     rows = [row for realm in realms for row in shard.replies.find(realm.key, mail.once, call.now)]
     parts = [body[1:-1] for row in rows if (body := shard.archive.reply(row)) is not None]

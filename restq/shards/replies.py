@@ -16,6 +16,7 @@ from typing import NamedTuple
 from restq.errors import IdempotencyKeyReused
 from restq.shards.actor import Mail
 from restq.shards.changes import Changes, Keys, ReplyRow
+from restq.shards.claims import Claims
 from restq.shards.commands.call import Done
 
 KEPT_SECONDS = 600.0  # and at least as long as the leases that the reply gave
@@ -47,6 +48,7 @@ class Replies:
         self._count = 0
         self._bytes = 0
         self._given_again: set[int] = set()  # row keys
+        self.claims = Claims()  # of those that are to come
 
     @property
     def count(self) -> int:

@@ -64,6 +64,11 @@ class Several:
         """The realms that exist here."""
         return [name for name, actor in self._actors.items() if actor.realm is not None]
 
+    def claim(self, claim: Sequence[float]) -> None:
+        """Claim the request's key. Raises ShardUnavailable."""
+        if self._once:
+            self._replies.claims.make(self._once, claim)
+
     def keep(self, realm: Realm, done: Done) -> None:
         """The part of the request in this realm is done, and this is its reply."""
         if self._once:

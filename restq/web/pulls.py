@@ -3,7 +3,8 @@
 Each shard is first asked for its candidates, which leases nothing; the best over all are picked, and then exactly
 those are leased: so a pull never leases a job that it does not return. One that waits asks the shards to tell it once
 they have something, and then pulls again. Under an idempotency key, the shards are first asked what they leased for it
-before; while one of them is starting again, what it leased waits there for its leases to end.
+before, and from then on lease nothing to one that began earlier; while one of them is starting again, what it leased
+waits there for its leases to end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from restq import bodies, names
-from restq.errors import RestqError, ShardStarting, ShardUnavailable
+from restq.errors import RestqError, ShardStarting, ShardUnavailable, from_reply
 from restq.names import QueueId
 from restq.protocol import MOVED, Reply
 from restq.web.calls import Call, Lease, Operation, Outcome
@@ -64,6 +66,13 @@ class Wanted(NamedTuple):
     worker: str = ""
 
 
+class Keyed(NamedTuple):
+    """The idempotency key of a pull, with the digest of what is asked under it, and its claim to lease under it."""
+
+    once: Sequence[str] = ()
+    claim: Sequence[float] = ()
+
+
 class Pulled(NamedTuple):
     """What a pull leased."""
 
@@ -71,6 +80,7 @@ class Pulled(NamedTuple):
     leases: list[Lease]
 
 
+UNKEYED = Keyed()
 _read_pull = bodies.reader(PullEverywhere)
 _read_leased = msgspec.json.Decoder(list[tuple[int, LeasedJob]]).decode
 
@@ -99,12 +109,14 @@ class Pulls:
         if not call.once:
             return await self._pull_waiting(wanted, wait, call)
         async with self._turns.turn(call.once, call.left):
-            jobs = await self._recall(wanted, call.once)
-            return Outcome(encode({"jobs": jobs})) if jobs else await self._pull_waiting(wanted, wait, call)
+            # All front ends are of one machine, where loops have one clock.
+            keyed = Keyed(call.once, (asyncio.get_running_loop().time(), os.getpid()))
+            jobs = await self._recall(wanted, keyed)
+            return Outcome(encode({"jobs": jobs})) if jobs else await self._pull_waiting(wanted, wait, call, keyed)
 
-    async def _recall(self, wanted: Wanted, once: Sequence[str]) -> list[LeasedJob]:
+    async def _recall(self, wanted: Wanted, keyed: Keyed) -> list[LeasedJob]:
         """What this very pull leased when it came before."""
-        replies = await self._recalled(wanted, once)
+        replies = await self._recalled(wanted, keyed)
         # A realm on the move is told of by two shards for a moment.
         found = {
             (job.realm, job.lease_id): (index, job)
@@ -113,7 +125,7 @@ class Pulls:
         }
         return [job for _, job in sorted(found.values(), key=itemgetter(0))[: wanted.job_count]]
 
-    async def _recalled(self, wanted: Wanted, once: Sequence[str]) -> dict[int, Reply]:
+    async def _recalled(self, wanted: Wanted, keyed: Keyed) -> dict[int, Reply]:
         """What each shard recalls, no realm overlooked.
 
         One that moved from a shard that was asked late to one that was asked early was asked for nowhere. So all are
@@ -121,22 +133,22 @@ class Pulls:
         """
         replies: dict[int, Reply] = {}
         for _ in range(ATTEMPTS_MAX):
-            calls = {shard: ("recall", [wanted.realms], b"") for shard in self._shards.connected()}
-            before, replies = replies, await self._shards.ask(calls, once)
+            calls = {shard: ("recall", [wanted.realms, keyed.claim], b"") for shard in self._shards.connected()}
+            before, replies = replies, await self._shards.ask(calls, keyed.once)
             if len(calls) == 1 or _arrivals(before) == _arrivals(replies):
                 return before or replies
         raise ShardUnavailable("realms are on the move; nothing was leased, try again")
 
-    async def _pull_waiting(self, wanted: Wanted, wait: float, call: Call) -> Outcome:
+    async def _pull_waiting(self, wanted: Wanted, wait: float, call: Call, keyed: Keyed = UNKEYED) -> Outcome:
         ends_at = asyncio.get_running_loop().time() + wait
-        jobs, leases = await self._pull(wanted, call.once)
+        jobs, leases = await self._pull(wanted, keyed)
         while not jobs and await self._ready(wanted, ends_at, call.left):
-            jobs, leases = await self._pull(wanted, call.once)
+            jobs, leases = await self._pull(wanted, keyed)
             if not jobs:
                 await _wait([call.left], PAUSE_SECONDS)
         return Outcome(encode({"jobs": jobs}), leases)
 
-    async def _pull(self, wanted: Wanted, once: Sequence[str] = ()) -> Pulled:
+    async def _pull(self, wanted: Wanted, keyed: Keyed = UNKEYED) -> Pulled:
         pulled: dict[str, LeasedJob] = {}
         pairs: dict[tuple[str, int], list[tuple[str, names.QueueId]]] = {}
         asked_count = 0
@@ -151,11 +163,13 @@ class Pulls:
             best = [candidate for candidate in found if candidate[2] not in pulled][:count]
             if not best or count < 1:
                 break
-            leased, lost = await self._lease(dict(enumerate(best, asked_count)), wanted, once)
+            leased, lost = await self._lease(dict(enumerate(best, asked_count)), wanted, keyed)
             asked_count += len(best)
-            if lost is not None and (once or not (pulled or leased)):
+            if lost is not None and (keyed.once or not (pulled or leased)):
                 told = (
-                    "; sent again, this gives what it leased" if once else "; it may have leased jobs, for their time"
+                    "; sent again, this gives what it leased"
+                    if keyed.once
+                    else "; it may have leased jobs, for their time"
                 )
                 raise ShardUnavailable(lost.message + told)
             for _, (job, number) in sorted(leased.items()):
@@ -195,11 +209,12 @@ class Pulls:
         raise ShardUnavailable("a realm is on the move; nothing was leased, try again")
 
     async def _lease(
-        self, best: dict[int, list[Any]], wanted: Wanted, once: Sequence[str]
+        self, best: dict[int, list[Any]], wanted: Wanted, keyed: Keyed
     ) -> tuple[dict[int, tuple[LeasedJob, int]], ShardUnavailable | None]:
         """Lease these, by index, under one key; without those that somebody else took meanwhile.
 
-        Of what a shard leased that went away meanwhile nothing is known: that is returned too.
+        Of what a shard leased that went away meanwhile nothing is known, and where the same pull began again later it
+        is for that one to say: this is returned too.
         """
         lost: ShardUnavailable | None = None
         leased: dict[int, tuple[LeasedJob, int]] = {}
@@ -209,12 +224,14 @@ class Pulls:
             unasked = []
             futures = []
             for shard, group in indexes.items():
-                params = [[[*best[index][1:], index] for index in group], wanted.lease_time, wanted.worker]
-                futures.append(self._shards.call(shard, "lease_peeked", params, once=once))
+                params = [[[*best[index][1:], index] for index in group], wanted.lease_time, wanted.worker, keyed.claim]
+                futures.append(self._shards.call(shard, "lease_peeked", params, once=keyed.once))
             replies = await asyncio.gather(*futures, return_exceptions=True)
             for shard, reply in zip(indexes, replies, strict=True):
                 if isinstance(reply, ShardUnavailable) and not isinstance(reply, ShardStarting):
                     lost = reply
+                elif not isinstance(reply, BaseException) and (overtaken := _overtaken(reply)) is not None:
+                    lost = overtaken
                 elif isinstance(reply, BaseException) or reply.status not in (200, MOVED):
                     log.warning("shard %d leased nothing for a pull over several realms: %s", shard, reply)
                 elif reply.status == MOVED:  # nothing was leased there: once more, where it lives now
@@ -246,6 +263,12 @@ class Pulls:
             elif future.exception() is None and future.result().status == MOVED:
                 self._shards.learn(future.result())
         return not left.done()
+
+
+def _overtaken(reply: Reply) -> ShardUnavailable | None:
+    """What a shard says to a request that came again since."""
+    error = from_reply(503, json.loads(reply.body)) if reply.status == 503 else None
+    return error if isinstance(error, ShardUnavailable) else None
 
 
 def _arrivals(replies: dict[int, Reply]) -> dict[int, int]:

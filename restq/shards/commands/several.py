@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from restq.shards import leasing
@@ -18,7 +18,8 @@ class Realms(Protocol):
 
     `get` gives one, an empty one if there is none; it refuses, by an exception that the shard knows, one that a task
     holds or that lives elsewhere. `is_free` says whether no task holds it, and refuses one that lives elsewhere.
-    `keep` notes what the request did in a realm, under its idempotency key, if it has one.
+    `claim` refuses a request that has an idempotency key if the same began again later, and was here; `keep` notes what
+    it did in a realm, under its key.
     """
 
     def get(self, name: str) -> Realm: ...
@@ -26,6 +27,8 @@ class Realms(Protocol):
     def names(self) -> Iterable[str]: ...
 
     def is_free(self, name: str) -> bool: ...
+
+    def claim(self, claim: Sequence[float]) -> None: ...
 
     def keep(self, realm: Realm, done: Done) -> None: ...
 
@@ -58,11 +61,12 @@ def _wanted(count: int, max_queue: Any, queues: Any, tags: Any) -> Wanted:
 
 
 def lease_peeked(realms: Realms, call: Call) -> Done:
-    """Lease these [realm, job id, queue id, index], for so long and for this worker.
+    """Lease these [realm, job id, queue id, index], for so long, for this worker and under this claim.
 
     The reply is of [index, job], without those that are gone; `index` is where a job stands in the reply to the client.
     """
-    candidates, lease_time, worker = call.params
+    candidates, lease_time, worker, claim = call.params
+    realms.claim(claim)
     wanted = Wanted(lease_time=lease_time, worker=worker or "")
     free = {name for name in dict.fromkeys(candidate[0] for candidate in candidates) if realms.is_free(name)}
     pulls: dict[str, Pull] = {}
