@@ -34,7 +34,7 @@ def _instead(where: Any, name: str, fault: Any) -> Plant:
     return lambda: mock.patch.object(where, name, fault, create=True)
 
 
-def _instead_of(operation: str, fault: Callable[[Any, list[Any], float], bytes]) -> Plant:
+def _instead_of(operation: str, fault: Callable[[Any, list[Any], Any, float], bytes]) -> Plant:
     return lambda: mock.patch.dict(ARRIVAL_OPERATIONS, {operation: fault})
 
 
@@ -74,21 +74,21 @@ def _serve_after_start(moves: Any, actor: Actor, target: int) -> None:
     actor.realm.set_task(None)
 
 
-def _count_at_once(arrivals: Any, params: list[Any], now: float) -> bytes:
-    reply = _begin(arrivals, params, now)
+def _count_at_once(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
+    reply = _begin(arrivals, params, sender, now)
     if reply == TAKE:
         rows, key = arrivals._changes.realms, arrivals._arriving[params[0][1]].realm.key
         rows[key] = rows[key]._replace(task=None)
     return reply
 
 
-def _have_whatever_the_epoch(arrivals: Any, params: list[Any], now: float) -> bytes:
-    return HAVE if arrivals._host.find(params[0][1]) is not None else _begin(arrivals, params, now)
+def _have_whatever_the_epoch(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
+    return HAVE if arrivals._host.find(params[0][1]) is not None else _begin(arrivals, params, sender, now)
 
 
-def _take_whatever_the_epoch(arrivals: Any, params: list[Any], now: float) -> bytes:
+def _take_whatever_the_epoch(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
     with mock.patch.object(arrivals._host, "find", return_value=None):
-        return _begin(arrivals, params, now)
+        return _begin(arrivals, params, sender, now)
 
 
 def _arrive_with_epoch_of_source(moves: Any, realm: Any) -> None:
@@ -97,14 +97,14 @@ def _arrive_with_epoch_of_source(moves: Any, realm: Any) -> None:
     realm.write(changed=True)
 
 
-def _keep_the_earlier(arrivals: Any, params: list[Any], now: float) -> bytes:
+def _keep_the_earlier(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
     arrivals._arriving.pop(params[0][1], None)
-    return _begin(arrivals, params, now)
+    return _begin(arrivals, params, sender, now)
 
 
-def _go_on_with_the_earlier(arrivals: Any, params: list[Any], now: float) -> bytes:
+def _go_on_with_the_earlier(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
     known = arrivals._host.find(params[0][1])
-    return TAKE if known is None and params[0][1] in arrivals._arriving else _begin(arrivals, params, now)
+    return TAKE if known is None and params[0][1] in arrivals._arriving else _begin(arrivals, params, sender, now)
 
 
 # -- what is left behind -----------------------------------------------------------------------------------------------
@@ -176,33 +176,33 @@ def _chunks_with_first_places(realm: Any, payload: Any) -> Iterator[list[Any]]:
 
 
 def _keep_no(table: str) -> Plant:
-    def keep(arrivals: Any, params: list[Any], now: float) -> bytes:
-        return TAKE if params[1] == table else _kept(arrivals, params, now)
+    def keep(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
+        return TAKE if params[1] == table else _kept(arrivals, params, sender, now)
 
     return _instead_of("arrive_kept", keep)
 
 
-def _keep_unbeknown(arrivals: Any, params: list[Any], now: float) -> bytes:
+def _keep_unbeknown(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
     with mock.patch.object(arrivals._host.replies, "add"):
-        return _kept(arrivals, params, now)
+        return _kept(arrivals, params, sender, now)
 
 
 def _begin_without(index: int) -> Plant:
-    def begin(arrivals: Any, params: list[Any], now: float) -> bytes:
-        return _begin(arrivals, [*params[:index], [], *params[index + 1 :]], now)
+    def begin(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
+        return _begin(arrivals, [*params[:index], [], *params[index + 1 :]], sender, now)
 
     return _instead_of("arrive_begin", begin)
 
 
-def _begin_without_pin(arrivals: Any, params: list[Any], now: float) -> bytes:
+def _begin_without_pin(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
     row = list(params[0])
     row[4] = 0
-    return _begin(arrivals, [row, *params[1:]], now)
+    return _begin(arrivals, [row, *params[1:]], sender, now)
 
 
-def _take_no_keys(arrivals: Any, params: list[Any], now: float) -> bytes:
+def _take_no_keys(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
     before = arrivals._keys.next_key
-    reply = _begin(arrivals, params, now)
+    reply = _begin(arrivals, params, sender, now)
     arrivals._keys.next_key = before
     return reply
 

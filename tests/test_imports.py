@@ -114,8 +114,8 @@ ARROWS: dict[str, str] = {
     ),
     "shards.stats": "",
     "shards.moving": (
-        "errors pipe shards.changes shards.data shards.loader shards.realm shards.renumbering shards.replies"
-        " shards.rows shards.store shards.sweeps"
+        "errors pipe shards.actor shards.changes shards.data shards.loader shards.realm shards.renumbering"
+        " shards.replies shards.rows shards.store shards.sweeps"
     ),
     "shards.relocation": (
         "data_dir errors placement shards.changes shards.renumbering shards.reserve shards.store shards.*_store"

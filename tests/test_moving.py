@@ -6,9 +6,25 @@ import gc
 import json
 import random
 from typing import Any
+from unittest import mock
 
 import pytest
-from shard_rig import HOME_0, HOME_1, LARGE, NOW, A, Rig, carry_out, ids, move, only_rows_of, pin, send_rows
+from shard_rig import (
+    HOME_0,
+    HOME_1,
+    LARGE,
+    NOW,
+    A,
+    Rig,
+    Sender,
+    Wire,
+    carry_out,
+    ids,
+    move,
+    only_rows_of,
+    pin,
+    send_rows,
+)
 
 from restq.errors import ShardUnavailable
 from restq.placement import home
@@ -186,6 +202,53 @@ def test_move_interrupted_anywhere_begins_again(pair: tuple[Rig, Rig]) -> None:
     assert seen(target, HOME_0) == before
     assert only_rows_of(target, HOME_0, HOME_1)
     assert only_rows_of(source)
+
+
+@pytest.mark.parametrize("operation", ["arrive_rows", "arrive_kept", "arrive_end"])
+def test_move_that_begins_again_takes_nothing_that_its_earlier_connection_still_brings(
+    pair: tuple[Rig, Rig], operation: str
+) -> None:
+    """Of a source that was killed, what it had sent is read when its connection's turn comes."""
+    source, target = pair
+    before = seen(source, HOME_0)
+    pin(source, HOME_0, 1)
+    realm = source.shard.moves.held_realm(HOME_0)
+    (chunk, *_) = moving._chunks(realm, source.store.payload)
+    late = {"arrive_rows": [HOME_0, chunk], "arrive_kept": [HOME_0, "failures", []], "arrive_end": [HOME_0]}
+
+    def bring_late() -> None:
+        asked = target.send(operation, "", late[operation], sender=earlier)
+        target.turn()
+        assert json.loads(earlier.replies[asked].body)["code"] == "arrival_unknown"
+
+    earlier = Sender()
+    call = Wire.call
+
+    async def call_and_bring_late(wire: Wire, *call_of: Any) -> Any:
+        reply = await call(wire, *call_of)
+        if call_of[0] in ("arrive_begin", "arrive_rows"):
+            bring_late()
+        return reply
+
+    with mock.patch.object(Wire, "call", call_and_bring_late):
+        carry_out(source, target)
+    source.run()
+    target.run()
+    assert seen(target, HOME_0) == before
+    assert only_rows_of(target, HOME_0, HOME_1)
+
+
+def test_move_whose_connection_is_lost_leaves_nothing_in_the_target(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pin(source, HOME_0, 1)
+    with pytest.raises(ShardUnavailable):
+        send_rows(source, target, 4)
+    target.shard.arrivals.gone(Sender(), target.now)
+    target.run()
+    assert not only_rows_of(target, HOME_1), "another's connection is no matter"
+    target.shard.arrivals.gone(target, target.now)
+    target.run()
+    assert only_rows_of(target, HOME_1)
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 4])

@@ -4,6 +4,9 @@ At every instant the realm is whole in exactly one file that counts. The target 
 whose task is "arrive", which counts for nothing; one commit, with a higher epoch, makes it count. Until the source
 knows of that commit it holds the realm: its requests wait. A source that is interrupted, or started again, asks the
 target once more: it answers either that it has the realm by now, or takes it all over again.
+
+An arrival belongs to the connection by which it began: what an earlier one of the same realm still brings, late, is
+none of it, and with its connection it is dropped.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from restq.errors import RestqError
 from restq.pipe import Pipe
 from restq.shards import rows
+from restq.shards.actor import Sender
 from restq.shards.changes import (
     Changes,
     FailureRow,
@@ -82,8 +86,9 @@ class ArrivalRefused(RestqError, ConnectionError):
 
 
 class Arrival(NamedTuple):
-    """A realm on its way in, and the keys it is given."""
+    """A realm on its way in, by whose connection, and the keys it is given."""
 
+    sender: Sender
     loader: Loader
     realm: Realm
     new_keys: Renumbering
@@ -112,16 +117,13 @@ class Arrivals:
         self._changes = host.changes
         self._arriving: dict[str, Arrival] = {}
 
-    def begin(self, params: list[Any], now: float) -> bytes:
+    def begin(self, params: list[Any], sender: Sender, now: float) -> bytes:
         """A realm wants to come in: HAVE if it did already, else TAKE, and what came of it before is dropped."""
         row, queues, tags, next_key, blocks = RealmRow(*params[0]), *params[1:5]
         known = self._host.find(row.name)
         if known is not None and known.epoch > row.epoch:
             return HAVE
-        earlier = self._arriving.pop(row.name, None)
-        if earlier is not None:
-            earlier.loader.finish(now)
-            self._discard(earlier.realm)
+        self._drop(row.name, now)
         new_keys = Renumbering(blocks, next_key, self._keys.next_key)
         self._keys.next_key = new_keys.next_key
         loader = self._host.new_loader()
@@ -137,12 +139,12 @@ class Arrivals:
             tag_row = TagRow(new_keys.key(tag[0]), row.key, *tag[2:])
             loader.add_tag(tag_row)
             self._changes.tags[tag_row.key] = tag_row
-        self._arriving[row.name] = Arrival(loader, realm, new_keys)
+        self._arriving[row.name] = Arrival(sender, loader, realm, new_keys)
         return TAKE
 
-    def rows(self, params: list[Any], now: float) -> bytes:
+    def rows(self, params: list[Any], sender: Sender, now: float) -> bytes:
         """Some of its places, each with its job and the job's large data."""
-        loader, realm, new_keys = self._arrival(params[0])
+        _, loader, realm, new_keys = self._arrival(params[0], sender)
         changes = self._changes
         arrived = [(renumbered(row, new_keys.key, realm.key), payload) for row, payload in params[1]]
         for row, payload in arrived:
@@ -150,9 +152,9 @@ class Arrivals:
         loader.add_places(row for row, _ in arrived)
         return TAKE
 
-    def kept(self, params: list[Any], now: float) -> bytes:
+    def kept(self, params: list[Any], sender: Sender, now: float) -> bytes:
         """Some of what only its file holds: rows of a table."""
-        _, realm, new_keys = self._arrival(params[0])
+        _, _, realm, new_keys = self._arrival(params[0], sender)
         table = params[1]
         for fields in params[2]:
             row = KEPT_TABLES[table](new_keys.key(fields[0]), realm.key, *fields[2:])
@@ -163,13 +165,18 @@ class Arrivals:
                 self._host.replies.add(row.key, row.realm, row.name, row.digest, row.at, len(row.body))
         return TAKE
 
-    def end(self, params: list[Any], now: float) -> bytes:
+    def end(self, params: list[Any], sender: Sender, now: float) -> bytes:
         """All of it came: with the commit of this, it counts."""
-        loader, realm, _ = self._arrival(params[0])
+        _, loader, realm, _ = self._arrival(params[0], sender)
         del self._arriving[params[0]]
         loader.finish(now)
         self._admit(realm)
         return HAVE
+
+    def gone(self, sender: Sender, now: float) -> None:
+        """A connection is gone: what came by it, and not all of it, is dropped."""
+        for name in [name for name, arrival in self._arriving.items() if arrival.sender is sender]:
+            self._drop(name, now)
 
     def forget(self) -> None:
         """Memory goes back to the store; who was sending will begin again."""
@@ -178,14 +185,20 @@ class Arrivals:
             dissolve(arrival.realm)
         self._arriving.clear()
 
-    def _arrival(self, name: str) -> Arrival:
+    def _drop(self, name: str, now: float) -> None:
+        arrival = self._arriving.pop(name, None)
+        if arrival is not None:
+            arrival.loader.finish(now)
+            self._discard(arrival.realm)
+
+    def _arrival(self, name: str, sender: Sender) -> Arrival:
         arrival = self._arriving.get(name)
-        if arrival is None:
+        if arrival is None or arrival.sender is not sender:
             raise ArrivalUnknown(f"realm {name!r} is not on its way in: begin again")
         return arrival
 
 
-ARRIVAL_OPERATIONS: dict[str, Callable[[Arrivals, list[Any], float], bytes]] = {
+ARRIVAL_OPERATIONS: dict[str, Callable[[Arrivals, list[Any], Sender, float], bytes]] = {
     "arrive_begin": Arrivals.begin,
     "arrive_end": Arrivals.end,
     "arrive_kept": Arrivals.kept,

@@ -86,7 +86,7 @@ class Connection(asyncio.Protocol):
         """From the loop: the front end is gone; what it asked for is done all the same."""
         self._transport = None
         self._drained.set()
-        self._process.shard.waking.gone(self)
+        self._process.gone(self)
 
     def data_received(self, data: bytes) -> None:
         """From the loop: requests, whole or in part."""
@@ -155,6 +155,12 @@ class ShardProcess:
     def wake(self) -> None:
         """There may be something to do."""
         self._awake.set()
+
+    def gone(self, sender: Connection) -> None:
+        """A front end, or another shard, is gone."""
+        self.shard.waking.gone(sender)
+        self.shard.arrivals.gone(sender, self._clock.now())
+        self.wake()
 
     def stop(self) -> None:
         """End once all that arrived is answered, but for what waits for a task, which the next start goes on with."""

@@ -80,7 +80,7 @@ def serve_several(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
     if mail.operation in INTERNAL_OPERATIONS:
         return INTERNAL_OPERATIONS[mail.operation](shard, mail, call)
     if mail.operation in ARRIVAL_OPERATIONS:
-        body = ARRIVAL_OPERATIONS[mail.operation](shard.arrivals, mail.params, call.now)
+        body = ARRIVAL_OPERATIONS[mail.operation](shard.arrivals, mail.params, mail.sender, call.now)
         return Reply(mail.request_id, 200, body)
     several = shard.several(mail.once)
     try:
