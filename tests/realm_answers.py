@@ -243,7 +243,7 @@ def peek(model: Model, name: str, request: Request) -> list[Any]:
 
 def lease_peeked(model: Model, name: str, request: Request) -> tuple[list[Any], list[ModelPlace]]:
     """What is leased of what was found in this realm; the places, too."""
-    candidates, lease_time, worker = request.params
+    candidates, lease_time, worker, _ = request.params
     leased, shown = [], []
     for realm, job_id, queue, index in candidates:
         place = model.place(job_id, queue)

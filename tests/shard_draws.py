@@ -147,7 +147,7 @@ class Draws:
             wanted = [[name, place.job.job_id, place.queue, index] for index, (name, place) in enumerate(some)]
             if not places or chance.random() < 0.2:
                 wanted.append([chance.choice([*models]), "nothing", chance.choice(QUEUES), len(some)])
-            request.params = [wanted, chance.choice((None, *SPANS)), chance.choice((None, "w1"))]
+            request.params = [wanted, chance.choice((None, *SPANS)), chance.choice((None, "w1")), []]
         return request
 
     def _put_under_key(self, request: Request) -> None:
