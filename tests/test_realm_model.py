@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from realm_model import CHANCE, DEFAULT_LEASE_TIME, TEXTS, VALUES, Model, ModelLease, ModelPlace, meaning, queue_rank
+from realm_views import shown_place
 
 from restq.errors import JobNotFound, QueueNotFound, TagNotFound
 from restq.names import QueueId
@@ -763,24 +764,7 @@ class RealmAndModel(RuleBasedStateMachine):
             assert len(places) == len(self.model.places_of(expected))
             for place, of_model in zip(places, self.model.places_of(expected), strict=True):
                 place.pop("failed_at", None)
-                assert place == self.shown_place(of_model)
-
-    def shown_place(self, place: ModelPlace) -> dict[str, Any]:
-        state = self.model.state(place)
-        shown: dict[str, Any] = {"queue_id": place.queue, "state": state, "attempt": self.model.attempt(place)}
-        if state == "leased":
-            assert place.lease is not None
-            shown |= {"lease_expires_at": place.at, "leased_at": place.lease.leased_at}
-            shown |= {"worker": place.lease.worker} if place.lease.worker else {}
-        else:
-            shown["ready_at"] = place.at or self.model.clock  # given back: since just now
-        failure = place.failure
-        if place.lease is not None and place.lease.ran_out and not place.dead:
-            failure = ("the lease ran out", None)
-        if failure is not None:
-            error, exit_code = failure
-            shown |= {"error": error} if exit_code is None else {"error": error, "exit_code": exit_code}
-        return shown
+                assert place == shown_place(self.model, of_model)
 
     def leases_are_the_same(self) -> None:
         for proof, lease in self.leases.items():
