@@ -1,7 +1,7 @@
 """What the simple realm does when it is asked as a shard is, and replies: JSON, with stand-ins for what it can't say.
 
-Most operations are done at once. A batch is done part by part and a sweep job by job, so that it can be said what is
-left of one after a crash. None of them looks at the realm that is tried.
+Here are the operations that are done at once; what goes on in steps is in `realm_works`. None of them looks at the
+realm that is tried.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import realm_views as views
 from realm_model import Model, ModelPlace, queue_rank
 
-from restq.errors import JobNotFound, LeaseStale, QueueNotFound, RestqError, TagNotFound
+from restq.errors import JobNotFound, LeaseStale, RestqError, TagNotFound
 from restq.names import QueueId
 from restq.shards.adding import NewJob, Wishes
 from restq.shards.leasing import Wanted
@@ -273,9 +273,9 @@ def _exchange(model: Model, request: Request) -> Any:
         return Refused(error)
     reply: dict[str, Any] = {}
     if "ack" in said:
-        reply["ack"] = _ack_all(model, request, said["ack"], acked)
+        reply["ack"] = ack_all(model, request, said["ack"], acked)
     if "nack" in said:
-        reply["nack"] = _nack_all(model, request, said["nack"], said["nack"]["leases"])
+        reply["nack"] = nack_all(model, request, said["nack"], said["nack"]["leases"])
     if jobs:
         model.add(jobs)
     if "pull" not in said:
@@ -284,7 +284,8 @@ def _exchange(model: Model, request: Request) -> Any:
     return _handed_out({**reply, "pull": {"jobs": _leased(model, leased)}}, leased)
 
 
-def _ack_all(model: Model, request: Request, said: dict[str, Any], proofs: Sequence[str]) -> Any:
+def ack_all(model: Model, request: Request, said: dict[str, Any], proofs: Sequence[str]) -> Any:
+    """The work of these leases is done."""
     reply: dict[str, list[str]] = {"acked": [], "stale": []}
     kept = {name: said[name] for name in ("result", "exit_code", "output") if name in said}
     for proof in proofs:
@@ -295,7 +296,8 @@ def _ack_all(model: Model, request: Request, said: dict[str, Any], proofs: Seque
     return reply
 
 
-def _nack_all(model: Model, request: Request, said: dict[str, Any], proofs: Sequence[str]) -> Any:
+def nack_all(model: Model, request: Request, said: dict[str, Any], proofs: Sequence[str]) -> Any:
+    """The work of these leases failed."""
     reply: dict[str, list[str]] = {"nacked": [], "dead": [], "stale": []}
     for proof in proofs:
         place = place_of(model, request, proof)
@@ -304,29 +306,6 @@ def _nack_all(model: Model, request: Request, said: dict[str, Any], proofs: Sequ
         else:
             is_dead = model.nack(place, said.get("error", ""), said.get("exit_code"), said.get("delay"))
             reply["dead" if is_dead else "nacked"].append(proof)
-    return reply
-
-
-def _release_all(model: Model, request: Request, said: dict[str, Any], proofs: Sequence[str]) -> Any:
-    reply: dict[str, list[str]] = {"released": [], "stale": []}
-    for proof in proofs:
-        place = place_of(model, request, proof)
-        reply["stale" if place is None else "released"].append(proof)
-        if place is not None:
-            model.give_up(place, model.clock + said.get("delay", 0.0))
-    return reply
-
-
-def _extend_all(model: Model, request: Request, said: dict[str, Any], proofs: Sequence[str]) -> Any:
-    reply: dict[str, Any] = {"extended": {}, "stale": [], "cancelled": []}
-    for proof in proofs:
-        place = place_of(model, request, proof)
-        answer = "stale" if place is None else model.extend(place, said.get("lease_time"))
-        if isinstance(answer, str):
-            reply[answer].append(proof)
-        else:
-            reply["extended"][proof] = answer
-            model.settle(model.clock)
     return reply
 
 
@@ -408,158 +387,3 @@ AT_ONCE: dict[str, Callable[[Model, Request], Any]] = {
     "pull_2013": _pull_2013,
     "remove_job": _remove_job,
 }
-
-# -- batches: what each of the parts of a body does --------------------------------------------------------------------
-
-
-class Batch(NamedTuple):
-    """A body in parts: what it is refused for, if anything; the parts; what to do with some of them."""
-
-    error: type[RestqError] | None
-    parts: list[Any]
-    do: Callable[[list[Any]], Any]
-
-
-def _add_jobs(model: Model, request: Request) -> Batch:
-    jobs = [new_job(job, request.served_at) for job in request.said["jobs"]]
-
-    def add(some: list[NewJob]) -> Any:
-        model.add(some)
-        return {}
-
-    return Batch(model.add_error(jobs), jobs, add)
-
-
-def _remove_jobs(model: Model, request: Request) -> Batch:
-    def remove(job_ids: list[str]) -> Any:
-        for job_id in job_ids:
-            model.remove(job_id)
-        return {}
-
-    return Batch(None, request.said["jobs"], remove)
-
-
-def _redrive_jobs(model: Model, request: Request) -> Batch:
-    queue = request.said.get("queue")
-
-    def redrive(job_ids: list[str]) -> Any:
-        jobs = [job for job_id in job_ids if (job := model.job(job_id))]
-        places = [[place for place in model.places_of(job) if queue in (None, place.queue)] for job in jobs]
-        return {"redriven": _redrive_each(model, places)}
-
-    return Batch(None, list(dict.fromkeys(request.said["jobs"])), redrive)
-
-
-def _redrive_each(model: Model, places: list[list[ModelPlace]]) -> int:
-    """How many jobs were dead in any of their places."""
-    return sum(sum(map(model.redrive, of_job)) > 0 for of_job in places)
-
-
-def _of_leases(do: Callable[[Model, Request, Any, Sequence[str]], Any]) -> Callable[[Model, Request], Batch]:
-    def batch(model: Model, request: Request) -> Batch:
-        proofs = request.said["leases"]
-        is_in_vain = request.operation == "ack" and not any(place_of(model, request, proof) for proof in proofs)
-        error = LeaseStale if is_in_vain else None
-        return Batch(error, proofs, lambda some: do(model, request, request.said, some))
-
-    return batch
-
-
-BATCHES: dict[str, Callable[[Model, Request], Batch]] = {
-    "ack": _of_leases(_ack_all),
-    "add_jobs": _add_jobs,
-    "extend": _of_leases(_extend_all),
-    "nack": _of_leases(_nack_all),
-    "redrive_jobs": _redrive_jobs,
-    "release": _of_leases(_release_all),
-    "remove_jobs": _remove_jobs,
-}
-
-
-def joined(reply: Any, more: Any) -> Any:
-    """What two halves of a batch reply together."""
-    whole = dict(reply)
-    for name, value in more.items():
-        if name not in whole:
-            whole[name] = value
-        else:
-            whole[name] = {**whole[name], **value} if isinstance(value, dict) else whole[name] + value
-    return whole
-
-
-# -- sweeps: what is done to each job of many --------------------------------------------------------------------------
-
-Includes = Callable[[ModelPlace], bool]  # whether what is done to this place is done by now
-
-
-def _clear_queue(model: Model, request: Request, includes: Includes) -> Any:
-    before = len(model.jobs)
-    for place in model.in_queue(request.params[0]):
-        if includes(place):
-            model.leave(place)
-    removed = {"removed": before - len(model.jobs)}
-    return {} if request.operation == "clear_queue_2013" else removed
-
-
-def _tagged(model: Model, request: Request) -> list[Any]:
-    return [job for job in model.jobs if request.params[0] in job.tags]
-
-
-def _remove_tagged_jobs(model: Model, request: Request, includes: Includes) -> Any:
-    for job in _tagged(model, request):
-        model.remove(job.job_id)
-    return {}
-
-
-def _cancel_tagged_jobs(model: Model, request: Request, includes: Includes) -> Any:
-    tagged = [job for job in _tagged(model, request) if all(map(includes, model.places_of(job)))]
-    gone = [model.cancel(job) for job in tagged]
-    return {"removed": sum(gone), "leased": len(gone) - sum(gone)}
-
-
-def _redrive_tagged_jobs(model: Model, request: Request, includes: Includes) -> Any:
-    places = [[place for place in model.places_of(job) if includes(place)] for job in _tagged(model, request)]
-    return {"redriven": _redrive_each(model, places)}
-
-
-def _redrive(model: Model, request: Request, includes: Includes) -> Any:
-    queue = request.said.get("queue")
-    places = [place for place in model.places if queue in (None, place.queue) and includes(place)]
-    return {"redriven": sum(model.redrive(place) for place in places)}
-
-
-def _move_tagged_jobs(model: Model, request: Request, includes: Includes) -> Any:
-    from_queue, to_queue = request.said["from_queue"], request.said["to_queue"]
-    tagged = _tagged(model, request) if from_queue != to_queue else []
-    places = [place for job in tagged if (place := model.place(job.job_id, from_queue)) and includes(place)]
-    leased = [place for place in places if model.state(place) == "leased"]
-    for place in places:
-        if place not in leased:
-            model.move(place, to_queue)
-    return {"moved": len(places) - len(leased), "leased": len(leased)}
-
-
-SWEEPS: dict[str, Callable[[Model, Request, Includes], Any]] = {
-    "cancel_tagged_jobs": _cancel_tagged_jobs,
-    "clear_queue": _clear_queue,
-    "clear_queue_2013": _clear_queue,
-    "move_tagged_jobs": _move_tagged_jobs,
-    "redrive": _redrive,
-    "redrive_tagged_jobs": _redrive_tagged_jobs,
-    "remove_tagged_jobs": _remove_tagged_jobs,
-}
-
-
-def sweep_error(model: Model, request: Request) -> type[RestqError] | None:
-    """What a sweep is refused for, if anything."""
-    queue: QueueId | None = None
-    if request.operation in ("clear_queue", "clear_queue_2013"):
-        queue = request.params[0]
-    elif request.operation == "move_tagged_jobs":
-        queue = request.said["from_queue"]
-    elif request.operation == "redrive" and model.exists:
-        queue = request.said.get("queue")
-    if queue is not None and queue not in model.lease_times:
-        return QueueNotFound
-    is_of_tag = request.operation in ("cancel_tagged_jobs", "move_tagged_jobs", "redrive_tagged_jobs")
-    return TagNotFound if is_of_tag and not _tagged(model, request) else None

@@ -9,20 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from realm_answers import (
-    AT_ONCE,
-    BATCHES,
-    SWEEPS,
-    Batch,
-    Includes,
-    Leased,
-    Refused,
-    Request,
-    joined,
-    sweep_error,
-    wanted,
-)
+from realm_answers import AT_ONCE, Leased, Refused, Request, wanted
 from realm_model import Model, ModelPlace
+from realm_works import BATCHES, SWEEPS, Batch, Includes, joined, sweep_error
 
 from restq.names import QueueId
 from restq.shards.changes import BATCH
