@@ -62,6 +62,9 @@ class Ambush:
         elif what == "kill and call back":
             chosen.node.steps_left = chance.randrange(STEPS)
             self._call_back(self._shard(chosen).index)
+        elif what == "kill and be late":
+            chosen.node.steps_left = chance.randrange(STEPS)
+            chosen.peer.arrives_at = max(chosen.peer.arrives_at, self._loop.time() + self._loop.draw(DELAY_SECONDS))
         elif what == "hold up":
             chosen.arrives_at = max(chosen.arrives_at, self._loop.time() + self._loop.draw(DELAY_SECONDS))
         else:
@@ -71,4 +74,13 @@ class Ambush:
         return next(shard for shard in self._world.shards if shard.node is end.node)
 
 
-_STRIKES = (*["kill and call back"] * 4, "kill both", "cut", "cut", "fail", "hold up", "stand")
+_STRIKES = (
+    *["kill and call back"] * 4,
+    *["kill and be late"] * 4,
+    "kill both",
+    "cut",
+    "cut",
+    "fail",
+    "hold up",
+    "stand",
+)

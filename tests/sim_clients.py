@@ -119,8 +119,9 @@ class Client:
             if meaning == UNKNOWN:
                 call.was_repeated = True
             elif meaning == REFUSED:
-                if not call.was_repeated or len(self._realms(call)) < 2:  # else some realms may have done their part
-                    is_stale = answer is not None and answer.json["code"] == "lease_stale"
+                is_stale = answer is not None and answer.json["code"] == "lease_stale"
+                # Else an earlier request may be done yet, or was in some realms.
+                if not call.was_repeated or (is_stale and len(self._realms(call)) < 2):
                     call.failed(self.world.now(), list(call.ends) if is_stale else [])
                 return None
             await asyncio.sleep(self._chance.random() * 0.5)
@@ -236,7 +237,13 @@ class Client:
         answer = await self._ask(call, ("POST", f"/{realm}/pull", wanted), wait)
         if answer is not None:
             call.ok(self.world.now())
+            call.may_hide = self._may_lease_yet(call, answer)
             self.take(call, answer.json["jobs"], realm, wanted["lease_time"])
+
+    @staticmethod
+    def _may_lease_yet(call: Call, answer: Answer) -> bool:
+        """Whether an earlier request may lease yet: that there were no jobs for one is not kept."""
+        return call.was_repeated and not answer.json["jobs"]
 
     async def pull_everywhere(self) -> None:
         """POST /pull."""
@@ -246,10 +253,10 @@ class Client:
             wanted["realms"] = self._chance.sample(self.realms, self._chance.randint(1, len(self.realms)))
         call = self._begin(f"pull {wanted['count']} everywhere", pulls="")
         answer = await self._ask(call, ("POST", "/pull", wanted), wait)
-        # Where a shard went away, what it leased waits for its leases to end.
-        call.may_hide = not self.world.is_calm
         if answer is not None:
             call.ok(self.world.now())
+            # Where a shard went away, what it leased waits for its leases to end.
+            call.may_hide = not self.world.is_calm or self._may_lease_yet(call, answer)
             self.take(call, answer.json["jobs"], "", wanted["lease_time"])
 
     # -- finishing ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from restq.shards import moving
 from restq.shards.actor import Actor, Elsewhere, Mail
 from restq.shards.changes import Task
 from restq.shards.moves import Moves
-from restq.shards.moving import ARRIVAL_OPERATIONS, HAVE, TAKE, Arrivals
+from restq.shards.moving import ARRIVAL_OPERATIONS, HAVE, TAKE, Arrivals, ArrivalUnknown
 from restq.shards.renumbering import UNMOVED, FirstKeys
 from restq.shards.replies import Replies
 from restq.shards.several import Several
@@ -105,6 +105,12 @@ def _keep_the_earlier(arrivals: Any, params: list[Any], sender: Any, now: float)
 def _go_on_with_the_earlier(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
     known = arrivals._host.find(params[0][1])
     return TAKE if known is None and params[0][1] in arrivals._arriving else _begin(arrivals, params, sender, now)
+
+
+def _arrival_of_anybody(arrivals: Any, name: str, sender: Any) -> Any:
+    if name not in arrivals._arriving:
+        raise ArrivalUnknown("begin again")
+    return arrivals._arriving[name]
 
 
 # -- what is left behind -----------------------------------------------------------------------------------------------
@@ -218,6 +224,7 @@ RARE = {  # found within some hundred seeds: in the long run only
     "epochs are not compared: HAVE",
     "kept replies that came are withdrawn",
     "arrivals have no number",
+    "an arrival is gone on with by another connection",
 }
 FAULTS: dict[str, Plant] = {
     "the source forgets the realm before the target has it": _instead(moving, "_call", _wait_for_all_but_the_last),
@@ -231,6 +238,8 @@ FAULTS: dict[str, Plant] = {
     "the epoch is not raised": _instead(Moves, "arrive", _arrive_with_epoch_of_source),
     "an earlier arrival stays": _instead_of("arrive_begin", _keep_the_earlier),
     "an earlier arrival is gone on with": _instead_of("arrive_begin", _go_on_with_the_earlier),
+    "an arrival is gone on with by another connection": _instead(Arrivals, "_arrival", _arrival_of_anybody),
+    "an arrival outlives its connection": _instead(Arrivals, "gone", lambda arrivals, sender, now: None),
     "rows stay behind": _instead(Moves, "depart", _leave_rows),
     "what stays behind counts after a start": _instead(Tasks, "discard", _discard_what_counts),
     "where the realm went is not kept": _instead(Moves, "depart", _forget_where_it_went),

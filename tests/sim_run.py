@@ -158,7 +158,7 @@ class Simulation:
         for running in (*self.world.shards, *self.world.frontends):
             running.node.steps_left = -1
         await self._whole()
-        if self.loop.chance.random() < 0.5:
+        if not self.world.is_calm and self.loop.chance.random() < 0.5:
             for shard in self.world.shards:
                 shard.node.kill()
         await asyncio.sleep(SETTLED_SECONDS)
