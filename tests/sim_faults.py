@@ -224,6 +224,7 @@ RARE = {  # found within some hundred seeds: in the long run only
     "epochs are not compared: HAVE",
     "kept replies that came are withdrawn",
     "arrivals have no number",
+    "a realm that comes back stands beside its stale self",
     "an arrival is gone on with by another connection",
 }
 FAULTS: dict[str, Plant] = {
@@ -235,6 +236,7 @@ FAULTS: dict[str, Plant] = {
     "the source serves after a start": _instead(Moves, "resume", _serve_after_start),
     "epochs are not compared: HAVE": _instead_of("arrive_begin", _have_whatever_the_epoch),
     "epochs are not compared: TAKE": _instead_of("arrive_begin", _take_whatever_the_epoch),
+    "a realm that comes back stands beside its stale self": _instead(Moves, "arrived", lambda moves, realm: None),
     "the epoch is not raised": _instead(Moves, "arrive", _arrive_with_epoch_of_source),
     "an earlier arrival stays": _instead_of("arrive_begin", _keep_the_earlier),
     "an earlier arrival is gone on with": _instead_of("arrive_begin", _go_on_with_the_earlier),

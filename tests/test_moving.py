@@ -19,6 +19,7 @@ from shard_rig import (
     Sender,
     Wire,
     carry_out,
+    completed,
     ids,
     move,
     only_rows_of,
@@ -284,6 +285,36 @@ def test_move_that_was_done_before_the_source_knew_is_not_done_twice(pair: tuple
     assert seen(target, HOME_0) == after
     assert source.reply_to("get_status", HOME_0).status == MOVED
     assert only_rows_of(source)
+
+
+@pytest.mark.parametrize("is_started_again", [False, True])
+def test_realm_that_comes_back_before_its_source_knew_that_it_had_arrived_is_whole(
+    pair: tuple[Rig, Rig], is_started_again: bool
+) -> None:
+    """The answer that it had arrived is late; what it then says is true of the earlier realm alone."""
+    source, target = pair
+    before = seen(source, HOME_0)
+    moved = pin(source, HOME_0, 1)
+    send_rows(source, target)
+    if is_started_again:
+        source.start()
+    stale = source.shard.moves.held_realm(HOME_0)
+    target.send("place_realm", HOME_0, [0])
+    target.turn()
+    carry_out(target, source)
+    source.run()
+    target.run()
+    assert is_started_again or source.replies[moved].status == 200
+    assert source.shard.moves.asked == []
+    wire: Any = Wire(target)
+    with pytest.raises(moving.MoveOver):
+        completed(moving._send_once(stale, source.shard.keys.next_key, source.store, wire))
+    for _ in range(2):
+        assert seen(source, HOME_0) == before
+        assert only_rows_of(source, HOME_0)
+        assert only_rows_of(target, HOME_1)
+        source.start()
+        target.start()
 
 
 def test_start_in_the_midst_of_removing_what_moved_away_leaves_the_realm_where_it_is(pair: tuple[Rig, Rig]) -> None:

@@ -88,6 +88,12 @@ class Moves:
         shard.answer(mail, Reply(mail.request_id, 200, NOTHING))
         shard.release(actor)
 
+    def arrived(self, realm: Realm) -> None:
+        """A realm on its way out comes back: so it was whole where it went, though the answer is still to come."""
+        assert realm.task is not None, "it is on its way out"
+        self.asked = [(mail, target) for mail, target in self.asked if mail.realm != realm.name]
+        self.depart(self._movers.get(realm.name, no_mail(realm.name)), int(realm.task.target or 0))
+
     def arrive(self, realm: Realm) -> None:
         """A realm that came from another shard counts from now on."""
         realm.epoch += 1

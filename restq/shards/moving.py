@@ -5,6 +5,8 @@ whose task is "arrive", which counts for nothing; one commit, with a higher epoc
 knows of that commit it holds the realm: its requests wait. A source that is interrupted, or started again, asks the
 target once more: it answers either that it has the realm by now, or takes it all over again.
 
+A realm may come back before its source learned that it had arrived: that it comes back says so.
+
 An arrival belongs to the connection by which it began: what an earlier one of the same realm still brings, late, is
 none of it, and with its connection it is dropped.
 """
@@ -59,6 +61,11 @@ KEPT_TABLES: dict[str, Callable[..., FailureRow | ResultRow | ReplyRow]] = {
 }
 
 
+def is_leaving(realm: Realm) -> bool:
+    """Whether a realm is on its way out, for all that is known here."""
+    return realm.task is not None and realm.task.kind == "move"
+
+
 class Source(Protocol):
     """The file that a realm leaves."""
 
@@ -75,6 +82,10 @@ class ArrivalUnknown(RestqError, ConnectionError):
     code = "arrival_unknown"
     status = 503
     builtin = ConnectionError
+
+
+class MoveOver(Exception):
+    """The realm that is being sent arrived, and came back, before the answer that said so."""
 
 
 class ArrivalRefused(RestqError, ConnectionError):
@@ -109,8 +120,16 @@ class Host(Protocol):
 class Arrivals:
     """The target's side: realms on their way in. Its methods are operations: they note changes and return the reply."""
 
-    def __init__(self, host: Host, discard: Callable[[Realm], None], admit: Callable[[Realm], None]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        discard: Callable[[Realm], None],
+        admit: Callable[[Realm], None],
+        arrived: Callable[[Realm], None],
+    ) -> None:
+        """`arrived` is told of a realm on its way out that it is whole where it was going."""
         self._host = host
+        self._arrived = arrived
         self._discard = discard
         self._admit = admit
         self._keys = host.keys
@@ -123,6 +142,8 @@ class Arrivals:
         known = self._host.find(row.name)
         if known is not None and known.epoch > row.epoch:
             return HAVE
+        if known is not None and is_leaving(known):
+            self._arrived(known)
         self._drop(row.name, now)
         new_keys = Renumbering(blocks, next_key, self._keys.next_key)
         self._keys.next_key = new_keys.next_key
@@ -219,6 +240,8 @@ async def send(realm: Realm, next_key: int, source: Source, path: str, shard: in
                 await pipe.connected()
                 await _send_once(realm, next_key, source, pipe)
                 return
+            except MoveOver:
+                return
             except StoreFailed:
                 raise
             except RestqError as error:
@@ -232,16 +255,22 @@ async def _send_once(realm: Realm, next_key: int, source: Source, pipe: Pipe) ->
     queues = [rows.queue_row(realm, queue) for queue in realm.queues.values()]
     tags = [rows.tag_row(realm, limit) for limit in realm.tags.limits.values()]
     begin = [rows.realm_row(realm), queues, tags, next_key, source.blocks()]
-    if await _call(pipe, "arrive_begin", begin) == HAVE:
+
+    async def call(operation: str, params: list[Any]) -> bytes:
+        if not is_leaving(realm):
+            raise MoveOver
+        return await _call(pipe, operation, params)
+
+    if await call("arrive_begin", begin) == HAVE:
         return
     for chunk in _chunks(realm, source.payload):
-        await _call(pipe, "arrive_rows", [realm.name, chunk])
+        await call("arrive_rows", [realm.name, chunk])
     for table in KEPT_TABLES:
         after = 0
         while kept := source.rows_of(table, realm.key, after, KEPT_COUNT):
-            await _call(pipe, "arrive_kept", [realm.name, table, kept])
+            await call("arrive_kept", [realm.name, table, kept])
             after = kept[-1][0]
-    await _call(pipe, "arrive_end", [realm.name])
+    await call("arrive_end", [realm.name])
 
 
 async def _call(pipe: Pipe, operation: str, params: list[Any]) -> bytes:

@@ -313,8 +313,10 @@ class ShardProcess:
     async def _move(self, mail: Mail, target: int) -> None:
         shard = self.shard
         path = self._settings["sockets"][target]
-        await moving.send(shard.moves.held_realm(mail.realm), shard.keys.next_key, self._store, path, target)
-        shard.moves.depart(mail, target)
+        realm = shard.moves.held_realm(mail.realm)
+        await moving.send(realm, shard.keys.next_key, self._store, path, target)
+        if shard.find(mail.realm) is realm:  # else it came back meanwhile
+            shard.moves.depart(mail, target)
         self.wake()
 
 

@@ -95,7 +95,7 @@ class Shard:
         self._chores = Chores(self.archive, self.changes, self.replies)
         self.tasks = Tasks(self)
         self.moves = Moves(self)
-        self.arrivals = Arrivals(self, self.tasks.discard, self.moves.arrive)
+        self.arrivals = Arrivals(self, self.tasks.discard, self.moves.arrive, self.moves.arrived)
         self._agenda = Agenda()  # of actors, in whose realms time is to pass
 
     @property
