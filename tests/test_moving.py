@@ -15,6 +15,7 @@ from shard_rig import (
     LARGE,
     NOW,
     A,
+    B,
     Rig,
     Sender,
     Wire,
@@ -419,6 +420,23 @@ def test_arrival_that_a_reload_forgot_is_to_begin_again_and_leaves_nothing_to_th
     finally:
         gc.enable()
     assert rig.shard.find(A) is None
+
+
+def test_arrivals_that_began_before_either_ended_have_different_numbers(rig: Rig) -> None:
+    """Or a pull that comes again overlooks the second: it takes the shard for one in which nothing arrived since."""
+    numbers = [rig.reply_to("recall", "", [None, (1.0, 1)], b"", ("key", "digest")).extra]
+    source = Rig()
+    source.add(A, "x")
+    source.add(B, "y")
+    for realm in (A, B):
+        row = list(rows.realm_row(source.shard.find(realm)))  # type: ignore[arg-type]
+        rig.reply_to("arrive_begin", "", [row, [], [], source.shard.keys.next_key, source.store.blocks()])
+    for realm in (A, B):
+        assert rig.reply_to("arrive_end", "", [realm]).body == moving.HAVE
+        numbers.append(rig.reply_to("recall", "", [None, (1.0, 1)], b"", ("key", "digest")).extra)
+    rig.start()
+    numbers.append(rig.reply_to("recall", "", [None, (1.0, 1)], b"", ("key", "digest")).extra)
+    assert len(set(numbers)) == 4
 
 
 # -- all that a job's life leaves in a realm ---------------------------------------------------------------------------

@@ -99,7 +99,7 @@ class Moves:
         realm.epoch += 1
         realm.set_task(None)
         self.note(realm.name, self._shard.index)
-        self.last_arrival = self._shard.keys.next_key  # what arrives takes keys
+        self.last_arrival = self._shard.keys.take()  # two may have begun before either ends
         self._shard.take_in(realm)
 
     def note(self, name: str, shard: int) -> None:
