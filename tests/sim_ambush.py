@@ -9,7 +9,12 @@ from simulation import ShardNode, World
 
 from restq.shards.moving import HAVE, TAKE
 
-SIGNS = (b"arrive_begin", b"arrive_rows", b"arrive_kept", b"arrive_end", HAVE, HAVE, HAVE, TAKE)
+SIGNS = (b"arrive_begin", b"arrive_rows", b"arrive_kept", b"arrive_end", b"arrive_end", HAVE, HAVE, HAVE, TAKE, TAKE)
+CALM_STRIKES = ("late answer", "late rows", "late answer, call back", "stand")
+STRIKES = (
+    *["kill", "kill source, call back", "kill source, late rows", "late answer, call back", "cut"] * 2,
+    *["kill both", "fail", "stand"],
+)
 COUNT_MAX = 4  # messages of one kind that may pass before it strikes
 STEPS = 14  # of a process, after the message, at most
 CUT_SECONDS = 0.01
@@ -45,42 +50,37 @@ class Ambush:
             self._strike(end)
 
     def _strike(self, end: End) -> None:
+        """`source` is the end of the shard that the realm leaves, `chosen` that of either."""
         chance, ends = self._loop.chance, [end, end.peer]
-        chosen = chance.choice(ends)
-        what = chance.choice(("hold up", "stand") if self._world.is_calm else ("kill",) * 4 + _STRIKES)
+        source, chosen = end if end.name.endswith("<") else end.peer, chance.choice(ends)
+        what = chance.choice(CALM_STRIKES if self._world.is_calm else STRIKES)
         self._loop.note("strikes", what, chosen.name)
+        if "kill source" in what:
+            self._kill(source)
+        if "late answer" in what:
+            self._hold_up(source)
+        if "late rows" in what:
+            self._hold_up(source.peer)
+        if "call back" in what:
+            self._call_back(self._shard(source).index)
         if what == "kill":
-            chosen.node.steps_left = chance.randrange(STEPS)
+            self._kill(chosen)
         elif what == "kill both":
-            for each in ends:
-                each.node.steps_left = chance.randrange(STEPS)
+            self._kill(source)
+            self._kill(source.peer)
         elif what == "cut":
             for each in ends:
                 each.node.later(self._loop.draw(CUT_SECONDS), each.lose)
         elif what == "fail":
             self._shard(chosen).disk.fails = True
-        elif what == "kill and call back":
-            chosen.node.steps_left = chance.randrange(STEPS)
-            self._call_back(self._shard(chosen).index)
-        elif what == "kill and be late":
-            chosen.node.steps_left = chance.randrange(STEPS)
-            chosen.peer.arrives_at = max(chosen.peer.arrives_at, self._loop.time() + self._loop.draw(DELAY_SECONDS))
-        elif what == "hold up":
-            chosen.arrives_at = max(chosen.arrives_at, self._loop.time() + self._loop.draw(DELAY_SECONDS))
-        else:
+        elif what == "stand":
             chosen.node.stands_until = self._loop.time() + self._loop.draw(DELAY_SECONDS)
+
+    def _kill(self, end: End) -> None:
+        end.node.steps_left = self._loop.chance.randrange(STEPS)
+
+    def _hold_up(self, end: End) -> None:
+        end.arrives_at = max(end.arrives_at, self._loop.time() + self._loop.draw(DELAY_SECONDS))
 
     def _shard(self, end: End) -> ShardNode:
         return next(shard for shard in self._world.shards if shard.node is end.node)
-
-
-_STRIKES = (
-    *["kill and call back"] * 4,
-    *["kill and be late"] * 4,
-    "kill both",
-    "cut",
-    "cut",
-    "fail",
-    "hold up",
-    "stand",
-)
