@@ -318,6 +318,22 @@ def test_realm_that_comes_back_before_its_source_knew_that_it_had_arrived_is_who
         target.start()
 
 
+def test_realm_that_is_new_where_it_moved_to_is_not_replaced_by_the_one_that_was_deleted(pair: tuple[Rig, Rig]) -> None:
+    """The answer that it had arrived was lost with its source, and comes when others have gone on."""
+    source, target = pair
+    pin(source, HOME_0, 1)
+    send_rows(source, target)
+    target.run()
+    target.ask("delete_realm", HOME_0)
+    target.now += 1
+    target.add(HOME_0, "new")
+    source.start()
+    carry_out(source, target, calls=1)
+    source.run()
+    assert [job["job_id"] for job in target.list(HOME_0)] == ["new"]
+    assert only_rows_of(source)
+
+
 def test_start_in_the_midst_of_removing_what_moved_away_leaves_the_realm_where_it_is(pair: tuple[Rig, Rig]) -> None:
     source, target = pair
     pin(source, HOME_0, 1)

@@ -52,7 +52,7 @@ def payload_keys(batch: Task) -> list[int]:
 
 
 class RealmRow(NamedTuple):
-    """A realm. Of two realms of one name, in two files, the one with the higher `epoch` counts."""
+    """A realm. Of two of one name, in two files, the one `born` later counts, else that of the higher `epoch`."""
 
     key: int
     name: str

@@ -140,7 +140,7 @@ class Arrivals:
         """A realm wants to come in: HAVE if it did already, else TAKE, and what came of it before is dropped."""
         row, queues, tags, next_key, blocks = RealmRow(*params[0]), *params[1:5]
         known = self._host.find(row.name)
-        if known is not None and known.epoch > row.epoch:
+        if known is not None and (known.born, known.epoch) > (row.born, row.epoch):
             return HAVE
         if known is not None and is_leaving(known):
             self._arrived(known)

@@ -129,7 +129,8 @@ class _Relocation:
         for shard, loaded in self._loaded.items():
             for row in loaded.realms:
                 rival = counting.get(row.name)
-                if _kind(row) == "arrive" or (rival is not None and rival.row.epoch >= row.epoch):
+                is_beaten = rival is not None and (rival.row.born, rival.row.epoch) >= (row.born, row.epoch)
+                if _kind(row) == "arrive" or is_beaten:
                     doomed.setdefault(shard, []).append(row.key)
                     continue
                 counting[row.name] = Found(row, shard)
