@@ -195,7 +195,7 @@ class Model:
         """Time passes: leases run out, jobs expire."""
         self.let_leases_run_out(now)
         for place in list(self.places):
-            if self.is_expired(place.job) and self.state(place) != "leased":
+            if self.is_expired(place.job) and self.state(place) not in ("leased", "dead"):
                 self.leave(place)
 
     def let_leases_run_out(self, now: float) -> None:
@@ -209,7 +209,8 @@ class Model:
     def judge(self, place: ModelPlace) -> None:
         """The lease of a place ran out."""
         assert place.lease is not None
-        if place.lease.cancelled or self.is_expired(place.job):
+        expires_at = place.job.expires_at
+        if place.lease.cancelled or (expires_at is not None and expires_at <= place.at):
             self.leave(place)
         elif self.is_worn_out(place):
             worker = f" of worker {place.lease.worker!r}" if place.lease.worker else ""
@@ -266,7 +267,8 @@ class Model:
             job.tags.update(tags)
             job.after = job.after if wishes.after is None else wishes.after
             job.max_attempts = job.max_attempts if wishes.max_attempts is None else wishes.max_attempts
-            job.expires_at = job.expires_at if wishes.expires_at is None else wishes.expires_at
+            if wishes.expires_at is not None or self.is_expired(job):
+                job.expires_at = wishes.expires_at
             for place in self.places_of(job):
                 if place.lease is not None:
                     place.lease.cancelled = False
@@ -375,7 +377,10 @@ class Model:
         """Whether it is dead of it."""
         backoff = self.queue_settings.get(place.queue, PLAIN_QUEUE).backoff or self.settings.backoff
         seconds = self.backoff(backoff, place.nacks + 1) if delay is None else delay
-        self.give_up(place, self.clock + seconds)
+        if place.dead and self.stays_dead(place):
+            place.at, place.lease, place.dead = self.clock, None, False
+        else:
+            self.give_up(place, self.clock + seconds)
         if place not in self.places:
             return False
         place.nacks += 1
@@ -383,6 +388,11 @@ class Model:
         if self.is_worn_out(place):
             place.dead, place.at = True, self.clock
         return place.dead
+
+    def stays_dead(self, place: ModelPlace) -> bool:
+        """Whether a place whose lease ran out once too often is dead as well if that was a nack."""
+        nacked = replace(place, lease=None, nacks=place.nacks + 1)
+        return self.is_worn_out(nacked)
 
     def backoff(self, backoff: Backoff | None, nacks: int) -> float:
         if backoff is None:
@@ -431,6 +441,7 @@ class Model:
         if not place.dead:
             return False
         place.dead, place.at, place.lease, place.failure = False, self.clock, None, None
+        place.job.expires_at = None
         place.nacks = place.expiries = 0
         return True
 
@@ -444,6 +455,7 @@ class Model:
         if place.queue != to_queue:
             at = place.at if self.state(place) == "delayed" else self.clock
             if self.place(place.job.job_id, to_queue) is None:
+                place.job.expires_at = None if place.dead else place.job.expires_at
                 self.make_queue(to_queue)
                 self.enter(place.job, to_queue, at)
             self.leave(place)

@@ -446,14 +446,14 @@ def test_expiry_of_job_at_the_very_instant_takes_it(rig: Rig) -> None:
     assert not rig.exists("a")
 
 
-def test_add_of_expired_job_to_another_queue_while_leased_hands_it_out_no_more(rig: Rig) -> None:
+def test_add_of_expired_job_to_another_queue_while_leased_hands_it_out_there(rig: Rig) -> None:
     rig.add("a", 0, expires_in=5.0)
     lease = rig.leased()
     rig.now += 5
     rig.add("a", 1)
-    assert rig.pulled() == []
-    assert rig.ack(lease)["acked"] == [lease]
-    assert not rig.exists("a")
+    assert rig.pulled() == ["a"]
+    rig.release(lease)
+    assert rig.state("a", 0) == "ready"
 
 
 def test_add_of_expired_job_with_more_time_while_leased_keeps_it(rig: Rig) -> None:
@@ -474,6 +474,73 @@ def test_expiry_of_lease_after_the_time_of_its_job_removes_it(rig: Rig) -> None:
     assert rig.state("a") == "leased"
     rig.now += 0.5
     assert not rig.exists("a")
+
+
+def dead_and_expired(rig: Rig) -> None:
+    """`a` died in queue 0, and its time is over since; it was delayed in queue 1."""
+    rig.add("a", 0, expires_in=5.0, max_attempts=1)
+    rig.add("a", 1, delay=AN_HOUR)
+    rig.nack(rig.leased())
+    rig.now += 5
+
+
+def test_expiry_of_dead_job_leaves_it_dead_with_how_it_failed(rig: Rig) -> None:
+    dead_and_expired(rig)
+    assert (rig.state("a"), rig.shown("a")["error"]) == ("dead", "boom")
+    assert rig.realm.place("a", 1) is None
+    rig.restart()
+    rig.now += 5
+    assert rig.state("a") == "dead"
+
+
+def test_expiry_of_job_after_its_lease_ran_out_for_good_leaves_it_dead_over_a_restart(rig: Rig) -> None:
+    rig.add("a", expires_in=5.0, max_attempts=1)
+    rig.leased(lease_time=4.0)
+    rig.commit()
+    rig.now += 20
+    rig.restart()
+    assert rig.state("a") == "dead"
+
+
+def test_redrive_of_expired_job_takes_its_expiry_away(rig: Rig) -> None:
+    dead_and_expired(rig)
+    assert rig.state("a") == "dead"
+    assert operating.redrive(rig.realm, rig.place("a"))
+    rig.restart()
+    rig.now += AN_HOUR
+    assert rig.pulled() == ["a"]
+    assert rig.realm.get_job("a").terms.expires_at == 0.0
+
+
+def test_move_of_dead_expired_job_takes_its_expiry_away(rig: Rig) -> None:
+    dead_and_expired(rig)
+    operating.move_job(rig.realm, "a", 0, 2, rig.now)
+    rig.now += AN_HOUR
+    assert rig.state("a", 2) == "ready"
+
+
+def test_add_of_dead_expired_job_to_another_queue_hands_it_out_there(rig: Rig) -> None:
+    dead_and_expired(rig)
+    rig.add("a", 2)
+    rig.now += AN_HOUR
+    assert (rig.state("a"), rig.state("a", 2)) == ("dead", "ready")
+
+
+def test_late_nack_of_dead_expired_job_leaves_it_dead(rig: Rig) -> None:
+    rig.add("a", expires_in=5.0, max_attempts=1)
+    lease = rig.leased(lease_time=1.0)
+    rig.now += 10
+    assert rig.nack(lease, error="late")["dead"] == [lease]
+    assert (rig.state("a"), rig.shown("a")["error"]) == ("dead", "late")
+
+
+def test_release_of_dead_expired_job_takes_it(rig: Rig) -> None:
+    rig.add("a", expires_in=5.0, max_attempts=1)
+    lease = rig.leased(lease_time=1.0)
+    rig.now += 10
+    assert rig.release(lease)["released"] == [lease]
+    assert not rig.exists("a")
+    assert not rig.rows("failures")
 
 
 @pytest.mark.parametrize("delay", [0.0, 10.0])

@@ -72,7 +72,7 @@ ARROWS: dict[str, str] = {
     ),
     "shards.leasing": "names shards.endings shards.heap shards.job shards.queue shards.realm",
     "shards.finishing": "errors shards.changes shards.endings shards.job shards.limits shards.realm",
-    "shards.operating": "errors names shards.job shards.realm",
+    "shards.operating": "errors names shards.endings shards.job shards.realm",
     "shards.realm": (
         "errors names shards.agenda shards.bounds shards.changes shards.data shards.endings shards.gates shards.heap"
         " shards.invariants shards.job shards.limits shards.queue shards.renumbering shards.roll shards.rows"

@@ -152,8 +152,6 @@ def put(realm: Realm, new_jobs: Sequence[NewJob]) -> None:
             _merge(realm, job, tags, wishes)
             if job.place_in(queue_id) is not None:
                 continue
-            if endings.is_expired(realm, job):  # it goes from here at once, and stays where it is leased
-                realm.expiries.put(job, job.terms.expires_at)
         at = now if wishes is None or wishes.at is None or wishes.at < now else wishes.at
         realm.enter(job, queue, key, at, FRESH)
 
@@ -162,6 +160,8 @@ def _merge(realm: Realm, job: Job, tags: tuple[str, ...], wishes: Wishes | None)
     for place in job.places:
         if place.history.mark == MARK_CANCELLED:  # it is wanted after all; the lease stays as it is
             realm.replace(place, place.at, place.history._replace(mark=MARK_NONE))
+    if endings.is_expired(job, realm.clock):  # it is leased or dead, and wanted after all, too
+        endings.outlive(realm, job)
     added = [tag for tag in tags if tag not in job.tags]
     terms = job.terms if wishes is None else wishes.terms(job.terms)
     if not added and terms == job.terms:

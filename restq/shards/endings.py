@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from restq.shards.changes import FailureRow
-from restq.shards.job import FRESH, LEASED, MARK_CANCELLED, MARK_DEAD, MARK_NONE, History, Job, Place
+from restq.shards.job import DEAD, FRESH, LEASED, MARK_CANCELLED, MARK_DEAD, MARK_NONE, History, Job, Place
 
 if TYPE_CHECKING:
     from restq.shards.realm import Realm
@@ -15,7 +15,8 @@ def lease_ran_out(realm: Realm, place: Place) -> None:
     """A place is queued again because its lease ran out: it stays so, unless that was once too often."""
     history = place.history
     realm.tell("expired", place, attempt=history.attempt, worker=history.worker)
-    if history.mark == MARK_CANCELLED or is_expired(realm, place.job):
+    # As of the lease's end: a shard that was down then must not take away what died before its job expired.
+    if history.mark == MARK_CANCELLED or is_expired(place.job, place.at):
         realm.take_out(place)
     elif is_worn_out(realm, place, history.nacks, history.expiries + 1):
         worker = f" of worker {history.worker!r}" if history.worker else ""
@@ -30,7 +31,7 @@ def stand_again(realm: Realm, place: Place, at: float, nacks: int = 0) -> None:
     `nacks`: by how many more attempts it failed.
     """
     history = place.history
-    if history.mark == MARK_CANCELLED or is_expired(realm, place.job):
+    if history.mark == MARK_CANCELLED or is_expired(place.job, realm.clock):
         realm.take_out(place)
         return
     expiries = history.expiries
@@ -50,15 +51,26 @@ def die(realm: Realm, place: Place, nacks: int) -> None:
 
 
 def expire(realm: Realm, job: Job) -> None:
-    """The job's time is over: it leaves every queue but those that it is leased out of, until these leases end."""
+    """The job's time is over: it leaves the queues in which it is ready, blocked or delayed.
+
+    Where it is leased it stays until the lease ends, and where it is dead until somebody sees to it.
+    """
     for place in job.places:
-        if realm.state_of(place) != LEASED:
+        if realm.state_of(place) not in (LEASED, DEAD):
             realm.take_out(place)
 
 
-def is_expired(realm: Realm, job: Job) -> bool:
-    """Whether the job's time is over."""
-    return 0.0 < job.terms.expires_at <= realm.clock
+def outlive(realm: Realm, job: Job) -> None:
+    """The job does not expire any more: somebody wants it done after all."""
+    if job.terms.expires_at:
+        realm.expiries.discard(job)
+        job.terms = realm.tags.shared_terms(job.terms._replace(expires_at=0.0))
+        realm.note_job(job)
+
+
+def is_expired(job: Job, at: float) -> bool:
+    """Whether the job's time is over at this instant."""
+    return 0.0 < job.terms.expires_at <= at
 
 
 def is_worn_out(realm: Realm, place: Place, nacks: int, expiries: int) -> bool:

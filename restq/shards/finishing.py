@@ -106,9 +106,8 @@ def nack(
         if place is None:
             stale.append(proof)
             continue
-        nacks = place.history.nacks + 1
-        expiries = place.history.expiries - (1 if place.history.mark == MARK_DEAD else 0)
-        leaves = place.history.mark == MARK_CANCELLED or endings.is_expired(realm, place.job)
+        nacks, expiries = _after_nack(place)
+        leaves = leaves_by_nack(realm, place)
         endings.note_failure(realm, place, error, exit_code)
         if not leaves and endings.is_worn_out(realm, place, nacks, expiries):
             endings.die(realm, place, 1)
@@ -122,6 +121,19 @@ def nack(
             realm.changes.failures[place.key] = None
         nacked.append(proof)
     return {"nacked": nacked, "dead": dead, "stale": stale}
+
+
+def _after_nack(place: Place) -> tuple[int, int]:
+    """The nacks of a place once its lease is nacked, and the leases that ran out: without this one, if it did."""
+    history = place.history
+    return history.nacks + 1, history.expiries - (1 if history.mark == MARK_DEAD else 0)
+
+
+def leaves_by_nack(realm: Realm, place: Place) -> bool:
+    """Whether a nack takes the place out: it was cancelled, or its time is over, unless it is dead and stays so."""
+    if place.history.mark == MARK_DEAD and endings.is_worn_out(realm, place, *_after_nack(place)):
+        return False
+    return place.history.mark == MARK_CANCELLED or endings.is_expired(place.job, realm.clock)
 
 
 def _backoff_seconds(realm: Realm, place: Place, nacks: int) -> float:

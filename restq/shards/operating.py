@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from restq.errors import JobLeased, JobNotInQueue
 from restq.names import QueueId
+from restq.shards import endings
 from restq.shards.job import DEAD, DELAYED, FRESH, LEASED, MARK_CANCELLED, Job, Place
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ def move_place(realm: Realm, place: Place, to_queue: QueueId) -> None:
     """Move a job that is not leased out of this queue into another one."""
     job = place.job
     if job.place_in(to_queue) is None:
-        at = place.at if realm.state_of(place) == DELAYED else realm.clock
+        state = realm.state_of(place)
+        at = place.at if state == DELAYED else realm.clock
+        if state == DEAD:  # as by a redrive
+            endings.outlive(realm, job)
         realm.enter(job, realm.queue(to_queue), realm.keys.take(), at, FRESH)
     realm.take_out(place)
 
@@ -61,9 +65,13 @@ def cancel(realm: Realm, job: Job) -> bool:
 
 
 def redrive(realm: Realm, place: Place) -> bool:
-    """Hand a dead job out again in this queue, its attempts at 0; returns whether it was dead."""
+    """Hand a dead job out again in this queue, its attempts at 0; returns whether it was dead.
+
+    It expires no more, in none of its queues.
+    """
     if realm.state_of(place) != DEAD:
         return False
+    endings.outlive(realm, place.job)
     realm.replace(place, realm.clock, FRESH)
     realm.changes.failures[place.key] = None
     return True
