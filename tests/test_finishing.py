@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
-from realm_rig import LEASE, NOW, Rig
+from realm_rig import LEASE, NOW, Rig, called
 
-from restq.errors import LeaseStale
+from restq.errors import DataDiffers, LeaseStale
 from restq.shards import finishing, leasing, operating
 from restq.shards.finishing import Outcome
 from restq.shards.settings import Backoff
@@ -425,6 +425,44 @@ def test_nack_of_cancelled_job_at_its_last_attempt_removes_it(rig: Rig) -> None:
     lease = cancelled(rig)
     assert rig.nack(lease)["nacked"] == [lease]
     assert not rig.exists("a")
+
+
+@pytest.mark.parametrize("on_conflict", ["merge", "error"])
+def test_exchange_may_add_what_its_nack_of_a_cancelled_job_frees(rig: Rig, on_conflict: str) -> None:
+    rig.settings(max_jobs=1)
+    rig.add("a", data=b"1")
+    lease = rig.leased()
+    operating.cancel_job(rig.realm, "a", rig.now)
+    again = {"job_id": "a", "queue_id": 0, "data": 2, "on_conflict": on_conflict}
+    called(rig.realm, "exchange", body={"nack": {"leases": [lease]}, "add": [again]}, now=rig.now)
+    assert (rig.state("a"), rig.realm.get_job("a").data) == ("ready", b"2")
+    lease = rig.leased()
+    operating.cancel_job(rig.realm, "a", rig.now)
+    body = {"nack": {"leases": [lease]}, "add": [{"job_id": "b", "queue_id": 0}]}
+    called(rig.realm, "exchange", body=body, now=rig.now)
+    assert list(rig.realm.jobs) == ["b"]
+
+
+def test_exchange_may_add_what_its_nack_of_an_expired_job_frees(rig: Rig) -> None:
+    rig.add("a", 0, data=b"1", expires_in=5.0)
+    rig.add("a", 1)
+    leases = [rig.leased(), rig.leased()]
+    rig.now += 5
+    again = {"job_id": "a", "queue_id": 0, "data": 2}
+    with pytest.raises(DataDiffers):
+        called(rig.realm, "exchange", body={"nack": {"leases": leases[:1]}, "add": [again]}, now=rig.now)
+    body = {"ack": {"leases": leases[:1]}, "nack": {"leases": leases[1:]}, "add": [again]}
+    called(rig.realm, "exchange", body=body, now=rig.now)
+    assert (rig.state("a"), rig.realm.place("a", 1)) == ("ready", None)
+
+
+def test_exchange_may_not_add_anew_what_its_nack_leaves_there(rig: Rig) -> None:
+    rig.add("a", data=b"1")
+    lease = rig.leased()
+    body = {"nack": {"leases": [lease]}, "add": [{"job_id": "a", "queue_id": 0, "data": 2}]}
+    with pytest.raises(DataDiffers):
+        called(rig.realm, "exchange", body=body, now=rig.now)
+    assert rig.state("a") == "leased"
 
 
 def test_expiry_of_job_takes_it_out_of_queues_that_it_is_not_leased_out_of(rig: Rig) -> None:

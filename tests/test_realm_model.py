@@ -6,6 +6,7 @@ every step all that can be seen of the two must be the same. RESTQ_TEST_LONG=1 i
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Coroutine
@@ -20,13 +21,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from realm_model import CHANCE, DEFAULT_LEASE_TIME, TEXTS, VALUES, Model, ModelLease, ModelPlace, meaning, queue_rank
 from realm_views import shown_place
 
-from restq.errors import JobNotFound, QueueNotFound, TagNotFound
+from restq.errors import JobNotFound, QueueNotFound, RestqError, TagNotFound
 from restq.names import QueueId
 from restq.shards import adding, finishing, leasing, limits, listing, operating, sweeps
 from restq.shards import queue as queues
 from restq.shards.adding import NewJob, Wishes
 from restq.shards.archive import Archive
 from restq.shards.changes import Changes, Keys
+from restq.shards.commands import REALM_OPERATIONS
+from restq.shards.commands.call import Call, Done
 from restq.shards.data import Large
 from restq.shards.finishing import Outcome
 from restq.shards.job import Place
@@ -374,6 +377,42 @@ class RealmAndModel(RuleBasedStateMachine):
                 self.model.settle(self.now)
         got = finishing.extend(self.realm, proofs, lease_time, self.now)
         assert got == {"extended": extended, **expected}
+
+    @precondition(has_leases)
+    @rule(
+        data=st.data(),
+        jobs=st.lists(plain_jobs, max_size=3),
+        on_conflict=st.sampled_from(["merge", "merge", "ignore", "replace", "error"]),
+    )
+    def exchange(self, data: st.DataObject, jobs: list[NewJob], on_conflict: str) -> None:
+        """What an ack, a nack and an add come to one after the other, or nothing where one of them is refused."""
+        acked = self.some_leases(data) if data.draw(st.booleans()) else []
+        nacked = self.some_leases(data) if data.draw(st.booleans()) else []
+        jobs = [(*job[:4], Wishes(on_conflict=on_conflict)) for job in jobs]
+        added = [
+            {"job_id": job_id, "queue_id": queue, "data": msgspec.Raw(text or b"null"), "tags": own_tags}
+            for job_id, queue, text, own_tags, _ in jobs
+        ]
+        body = msgspec.json.encode(
+            {
+                "ack": {"leases": acked},
+                "nack": {"leases": nacked, "error": "boom"},
+                "add": [{**job, "on_conflict": on_conflict} for job in added],
+            }
+        )
+        call = Call([], body, self.now, self.archive)
+        known = {proof: self.leases[proof] for proof in (*acked, *nacked) if proof in self.leases}
+        expected = exchanged(*copy.deepcopy((self.model, known)), acked, nacked, jobs)
+        if isinstance(expected, type):
+            before = len(self.changes)
+            with pytest.raises(expected):
+                REALM_OPERATIONS["exchange"](self.realm, call)
+            assert len(self.changes) == before
+            return
+        assert exchanged(self.model, known, acked, nacked, jobs) == expected
+        done = REALM_OPERATIONS["exchange"](self.realm, call)
+        assert isinstance(done, Done)
+        assert json.loads(done.body) == expected
 
     # -- time ------------------------------------------------------------------------------------------------------
 
@@ -794,6 +833,35 @@ class RealmAndModel(RuleBasedStateMachine):
             settings = 1 + len(self.model.lease_times) + len(self.model.tag_limits)
             expected = settings + len(jobs) + len(places) + large + failures + len(rows)
             assert row_count(self.store) == expected, "nothing is left behind"
+
+
+def exchanged(
+    model: Model, leases: dict[str, ModelLease], acked: list[str], nacked: list[str], jobs: list[NewJob]
+) -> type[RestqError] | dict[str, dict[str, list[str]]]:
+    """Ack, nack and add; what the first two reply, or the error that one of the three raises."""
+
+    def place_of(proof: str) -> ModelPlace | None:
+        return model.place_of(leases[proof]) if proof in leases else None
+
+    if acked and not any(place_of(proof) for proof in acked):
+        return finishing.LeaseStale
+    reply: dict[str, dict[str, list[str]]]
+    reply = {"ack": {"acked": [], "stale": []}, "nack": {"nacked": [], "dead": [], "stale": []}}
+    for proof in acked:
+        place = place_of(proof)
+        reply["ack"]["stale" if place is None else "acked"].append(proof)
+        if place is not None:
+            model.ack(place, {})
+    for proof in nacked:
+        place = place_of(proof)
+        dies = place is not None and model.nack(place, "boom", None, None)
+        reply["nack"]["stale" if place is None else "dead" if dies else "nacked"].append(proof)
+    error = model.add_error(jobs)
+    if error is not None:
+        return error
+    if jobs:
+        model.add(jobs)
+    return reply
 
 
 never_given = st.sampled_from(["1-1", "0-0", "x", "999999999-1", "-", "1-2-3", "٣-٤", "1-01"])

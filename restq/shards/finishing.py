@@ -136,6 +136,17 @@ def leaves_by_nack(realm: Realm, place: Place) -> bool:
     return place.history.mark == MARK_CANCELLED or endings.is_expired(place.job, realm.clock)
 
 
+def gone_after(realm: Realm, acked: Sequence[str], nacked: Sequence[str]) -> set[str]:
+    """The jobs that these acks, and then these nacks, will take out of the last of their queues."""
+    leaving = {place.key: place for proof in acked if (place := leased_place(realm, proof))}
+    for proof in nacked:
+        place = leased_place(realm, proof)
+        if place is not None and leaves_by_nack(realm, place):
+            leaving[place.key] = place
+    jobs = {place.job for place in leaving.values()}
+    return {job.job_id for job in jobs if all(place.key in leaving for place in job.places)}
+
+
 def _backoff_seconds(realm: Realm, place: Place, nacks: int) -> float:
     backoff = place.queue.settings.backoff or realm.settings.backoff
     return 0.0 if backoff is None else backoff.delay(nacks, realm.chance())

@@ -245,7 +245,8 @@ def exchange(realm: Realm, call: Call) -> Done:
         nacking = _nacking(realm, said.nack, call.now, "nack.")
     if said.ack is not None:
         finishing.check_ack(realm, read_leases(said.ack.leases, "ack."), call.now)
-    adding.check_add(realm, jobs, where="add", gone=_gone(realm, said.ack))
+    gone = finishing.gone_after(realm, said.ack.leases if said.ack else (), said.nack.leases if said.nack else ())
+    adding.check_add(realm, jobs, where="add", gone=gone)
     reply: dict[str, Any] = {}
     if said.ack is not None and outcome is not None:
         reply["ack"] = finishing.ack(realm, said.ack.leases, outcome, call.now)
@@ -270,12 +271,6 @@ def _check_exchange(said: bodies.Exchange) -> None:
     }
     for field, count in counts.items():
         bodies.check_count(count, field, bodies.EXCHANGE_COUNT_MAX)
-
-
-def _gone(realm: Realm, said: bodies.Ack | None) -> set[str]:
-    """The jobs that the ack will take out of their last queue."""
-    places = [finishing.leased_place(realm, proof) for proof in (said.leases if said is not None else ())]
-    return {place.job.job_id for place in places if place is not None and not place.job.others}
 
 
 def read_leases(leases: list[str], where: str = "") -> list[str]:
