@@ -80,6 +80,15 @@ class ModelPlace:
 
 
 @dataclass(eq=False)
+class ModelResult:
+    """What is left of a job that was acked; once it is dropped, only until somebody tidies up."""
+
+    said: dict[str, Any]
+    at: float
+    dropped: bool = False
+
+
+@dataclass(eq=False)
 class ModelLimit:
     settings: LimitSettings
     handed_out: list[float] = field(default_factory=list)  # when, as far as the rate asks
@@ -112,7 +121,7 @@ class Model:
         self.queue_settings: dict[QueueId, QueueSettings] = {}
         self.queue_limits: dict[QueueId, ModelLimit] = {}
         self.tag_limits: dict[str, ModelLimit] = {}
-        self.results: list[dict[str, Any]] = []
+        self.results: list[ModelResult] = []
         self._entered = 0
         self._pulls = pulls
 
@@ -370,7 +379,7 @@ class Model:
             place.dead = False
             attempt = place.nacks + place.expiries + 1
             worker = {"worker": place.lease.worker} if place.lease.worker else {}
-            self.results.append(about | {"attempt": attempt} | worker | said)
+            self.results.append(ModelResult(about | {"attempt": attempt} | worker | said, self.clock))
         self.leave(place)
 
     def nack(self, place: ModelPlace, error: str, exit_code: int | None, delay: float | None) -> bool:
@@ -459,6 +468,22 @@ class Model:
                 self.make_queue(to_queue)
                 self.enter(place.job, to_queue, at)
             self.leave(place)
+
+    def configure_realm(self, settings: RealmSettings) -> None:
+        self.exists = True
+        kept = self.kept_results()
+        for result in self.results:
+            result.dropped = result not in kept
+        self.settings = settings
+
+    def kept_results(self) -> list[ModelResult]:
+        if not self.settings.keeps_results:
+            return []
+        oldest_at = self.clock - (self.settings.keep_seconds or math.inf)
+        return [result for result in self.results if not result.dropped and result.at >= oldest_at]
+
+    def tidy_up(self) -> None:
+        self.results = self.kept_results()[-self.settings.keep_count :]
 
     def configure_queue(self, queue: QueueId, lease_time: float, settings: QueueSettings) -> None:
         self.exists = True

@@ -230,6 +230,41 @@ def test_keep_less_or_nothing_drops_what_is_too_much(rig: Rig) -> None:
     check(rig, A)
 
 
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("before", [{"seconds": 1}, None])
+@pytest.mark.parametrize("after", [{"seconds": 60}, {"count": 5}, {"seconds": 60, "count": 5}])
+def test_results_that_were_dropped_stay_so_when_more_is_kept_before_they_are_gone(
+    rig: Rig, before: Any, after: Any, starts: bool
+) -> None:
+    keep(rig, A, seconds=1)
+    done(rig, A, *ids(3))
+    rig.now += 1.5 if before else 0
+    rig.ask("configure", A, [], {"keep_done": before})
+    assert rig.ids(A, "done") == []
+    if starts:
+        rig.start()
+    rig.ask("configure", A, [], {"keep_done": after})
+    done(rig, A, "later")
+    assert rig.ids(A, "done") == ["later"]
+    if starts:
+        rig.start()
+    rig.run_until(rig.now + INTERVAL_SECONDS + 1)
+    assert rig.ids(A, "done") == ["later"]
+    assert len(rig.store._tables["results"]) == 1
+    check(rig, A)
+
+
+def test_results_that_were_not_dropped_stay_when_more_is_kept(rig: Rig) -> None:
+    keep(rig, A, seconds=1)
+    done(rig, A, "old")
+    rig.now += 0.75
+    done(rig, A, "new")
+    rig.now += 0.5
+    keep(rig, A, count=5)
+    rig.now += 100
+    assert rig.ids(A, "done") == ["new"]
+
+
 def test_results_read_one_by_one_are_few_where_nothing_is_to_go(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each may have a hundred KiB: an ack in a realm that keeps its last thousand reads a handful, not a thousand."""
     keep(rig, A, count=200, seconds=10_000)

@@ -28,6 +28,7 @@ from restq.shards import queue as queues
 from restq.shards.adding import NewJob, Wishes
 from restq.shards.archive import Archive
 from restq.shards.changes import Changes, Keys
+from restq.shards.chores import INTERVAL_SECONDS, Chores
 from restq.shards.commands import REALM_OPERATIONS
 from restq.shards.commands.call import Call, Done
 from restq.shards.data import Large
@@ -37,6 +38,7 @@ from restq.shards.leasing import Pull, Wanted
 from restq.shards.loader import Loader
 from restq.shards.memory_store import MemoryStore
 from restq.shards.realm import Realm
+from restq.shards.replies import Replies
 from restq.shards.settings import Backoff, LimitSettings, QueueSettings, RealmSettings
 from restq.shards.store import Mark
 from restq.shards.sweeps import Sweep
@@ -517,9 +519,23 @@ class RealmAndModel(RuleBasedStateMachine):
     @rule(settings=realm_settings)
     def configure_realm(self, settings: RealmSettings) -> None:
         self.settle()
-        self.model.exists = True
-        self.model.settings = self.realm.settings = settings
+        self.model.configure_realm(settings)
+        self.realm.settings = settings.after(self.realm.settings, self.realm.clock)
         self.realm.write(changed=True)
+
+    @precondition(lambda self: self.model.results)
+    @rule(keep_seconds=st.sampled_from([0.0, 0.25, 5.0, 60.0]), keep_count=st.sampled_from([0, 0, 1, 3]))
+    def keep_other_results(self, keep_seconds: float, keep_count: int) -> None:
+        self.configure_realm(self.model.settings._replace(keep_seconds=keep_seconds, keep_count=keep_count))
+
+    @precondition(lambda self: self.model.results)
+    @rule()
+    def tidy_up(self) -> None:
+        self.settle()
+        self.model.tidy_up()
+        chores = Chores(self.archive, self.changes, Replies(self.keys, self.changes))
+        chores.load([], True, self.now - INTERVAL_SECONDS)
+        chores.do([self.realm], self.now)
 
     @rule(queue=queue_ids, seconds=spans, settings=queue_settings)
     def configure_queue(self, queue: QueueId, seconds: float, settings: QueueSettings) -> None:
@@ -720,6 +736,22 @@ class RealmAndModel(RuleBasedStateMachine):
         ]
         assert found == expected
 
+    @rule(limit=st.integers(1, 3))
+    def list_results(self, limit: int) -> None:
+        self.settle()
+        found: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while True:
+            params = ["done", None, None, None, str(limit), cursor, None]
+            done = REALM_OPERATIONS["list_jobs"](self.realm, Call(params, b"", self.now, self.archive))
+            assert isinstance(done, Done)
+            page = json.loads(done.body)
+            found += page["jobs"]
+            cursor = page["cursor"]
+            if cursor is None:
+                break
+        assert found == [result.said for result in self.model.kept_results()]
+
     @rule(prefix=st.sampled_from(["", "", "g", "z"]), limit=st.integers(1, 3))
     def list_tags(self, prefix: str, limit: int) -> None:
         self.settle()
@@ -824,7 +856,7 @@ class RealmAndModel(RuleBasedStateMachine):
 
     def rows_are_the_same(self) -> None:
         rows = self.archive.results(self.realm.key, 0, EVERYTHING)
-        assert [json.loads(row.text) for row in rows] == self.model.results
+        assert [json.loads(row.text) for row in rows] == [result.said for result in self.model.results]
         assert self.realm.result_count == len(self.model.results)
         if not len(self.changes) and self.realm.exists:
             jobs, places = self.model.jobs, self.model.places

@@ -53,7 +53,7 @@ def test_settings_of_queue_from_their_row_are_what_they_were(said: QueueSettings
     st.builds(
         RealmSettings,
         *(st.integers(0, 9), st.integers(0, 9), backoffs, st.integers(0, 9), st.integers(0, 9)),
-        *(st.floats(0, 9), st.integers(0, 9)),
+        *(st.floats(0, 9), st.integers(0, 9), st.floats(0, 9)),
     )
 )
 def test_settings_of_realm_from_their_row_are_what_they_were(said: RealmSettings) -> None:

@@ -83,8 +83,7 @@ class Chores:
         """Drop results that are too old or too many, the oldest first; returns how many it dropped."""
         settings = realm.settings
         excess = realm.result_count - settings.keep_count if settings.keep_count else 0
-        excess = excess if settings.keeps_results else realm.result_count
-        oldest_at = now - settings.keep_seconds if settings.keep_seconds else -math.inf
+        oldest_at = settings.oldest_at(now)
         doomed: list[int] = []
         is_over = False
         while not is_over and len(doomed) < ROWS_MAX:

@@ -37,8 +37,8 @@ def queue_settings(before: QueueSettings, said: bodies.QueueSettings) -> QueueSe
     )
 
 
-def realm_settings(before: RealmSettings, said: bodies.RealmSettings) -> RealmSettings:
-    """The settings of a realm, but for its default lease time."""
+def realm_settings(before: RealmSettings, said: bodies.RealmSettings, now: float) -> RealmSettings:
+    """The settings of a realm from now on, but for its default lease time."""
     merged = {
         name: _count(_over(getattr(before, name), getattr(said, name)) or None, name, said) or 0
         for name in ("max_attempts", "crash_limit", "max_jobs", "max_bytes")
@@ -50,12 +50,9 @@ def realm_settings(before: RealmSettings, said: bodies.RealmSettings) -> RealmSe
         keep_count = _count(keep.count, "keep_done.count") or 0
         if not 0 <= keep_seconds <= bodies.LEASE_SECONDS_MAX:
             raise FieldInvalid("keep_done.seconds: must lie between 0 and 1,000,000,000", "keep_done.seconds")
-    return RealmSettings(
-        **merged,
-        backoff=_backoff(before.backoff, said.backoff),
-        keep_seconds=keep_seconds,
-        keep_count=keep_count,
-    )
+    backoff = _backoff(before.backoff, said.backoff)
+    settings = RealmSettings(**merged, backoff=backoff, keep_seconds=keep_seconds, keep_count=keep_count)
+    return settings.after(before, now)
 
 
 def shown_queue(lease_time: float, settings: QueueSettings) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def _keep_result(realm: Realm, place: Place, outcome: Outcome) -> None:
         said["worker"] = history.worker
     said.update({name: value for name, value in outcome._asdict().items() if value is not None})
     key = realm.keys.take()
-    realm.changes.results[key] = ResultRow(key, realm.key, job.job_id, realm.clock, encode(said).decode())
+    at = max(realm.clock, realm.settings.kept_from)  # see `RealmSettings.after`
+    realm.changes.results[key] = ResultRow(key, realm.key, job.job_id, at, encode(said).decode())
     realm.result_count += 1
 
 

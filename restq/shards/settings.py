@@ -6,6 +6,7 @@ Pure, and without rules about jobs. 0 or None stands for "no limit", as nothing 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NamedTuple
 
 
@@ -55,11 +56,28 @@ class RealmSettings(NamedTuple):
     max_bytes: int = 0  # of ids and data
     keep_seconds: float = 0.0  # results are kept so long, and
     keep_count: int = 0  # so many of them: if neither is set, none
+    kept_from: float = 0.0  # results of before were dropped by earlier settings, and stay so
 
     @property
     def keeps_results(self) -> bool:
         """Whether what was acked leaves a result."""
         return bool(self.keep_seconds or self.keep_count)
+
+    def oldest_at(self, now: float) -> float:
+        """Results of before this instant are dropped by now, whether or not their rows are gone already."""
+        if not self.keeps_results:
+            return math.inf
+        return max(self.kept_from, now - self.keep_seconds if self.keep_seconds else 0.0)
+
+    def after(self, before: RealmSettings, now: float) -> RealmSettings:
+        """These, in the stead of those `before` from now on. What those dropped stays dropped, whatever is kept now.
+
+        Rows go later, by and by, and to look at a million of them now would hold up the shard: so it is an instant.
+        """
+        if before.keeps_results:
+            return self._replace(kept_from=before.oldest_at(now))
+        # What is of this very instant is dropped as well; what follows is kept as of after it.
+        return self._replace(kept_from=math.nextafter(max(before.kept_from, now), math.inf))
 
 
 PLAIN_QUEUE = QueueSettings()

@@ -164,7 +164,7 @@ def list_jobs(realm: Realm, call: Call) -> Done:
 def _list_results(realm: Realm, call: Call, wanted: listing.Filter, limit: int, cursor: str | None) -> Done:
     found: list[msgspec.Raw] = []
     after, size, looked_at = listing.cursor_key(realm, cursor), 0, 0
-    oldest_at = call.now - realm.settings.keep_seconds if realm.settings.keep_seconds else 0.0
+    oldest_at = realm.settings.oldest_at(call.now)
     rows = call.archive.results(realm.key, after, RESULTS_COUNT) if realm.settings.keeps_results else []
     while rows:
         for row in rows:

@@ -62,7 +62,7 @@ def get_config(realm: Realm, call: Call) -> Done:
 def configure(realm: Realm, call: Call) -> Done:
     """PUT /{realm}/config."""
     said = _read_realm_settings(call.body)
-    settings = configuring.realm_settings(realm.settings, said)
+    settings = configuring.realm_settings(realm.settings, said, realm.clock)
     lease_time = said.default_lease_time
     if lease_time is None:
         raise FieldInvalid("default_lease_time: can't be taken away", "default_lease_time")
