@@ -23,7 +23,8 @@ class Listener:
         self.connection.sendall(raw_request("GET", target, headers={"Accept": "text/event-stream"}))
         self._buffer = b""
         self.head = self._until(b"\r\n\r\n")
-        assert self.next()[0] == "counts", "the first word is that somebody listens by now"
+        kind, self.counts = self.next()
+        assert kind == "counts", "the first word is that somebody listens by now"
 
     def _until(self, mark: bytes) -> bytes:
         while mark not in self._buffer:
@@ -93,6 +94,21 @@ def test_listen_when_lease_runs_out_tells_it_without_anybody_asking(
     ask(server, "PUT", f"/{realm_name}/job/a", {"queue_id": 0}).ok()
     ask(server, "POST", f"/{realm_name}/pull", {"lease_time": 0.05}).ok()
     assert [kind for kind, *_ in listener.happened(3)] == ["added", "leased", "expired"]
+
+
+def test_listen_counts_no_lease_that_ran_out(server: Server, realm_name: str, listener: Listener) -> None:
+    for queue in (0, 1):
+        ask(server, "PUT", f"/{realm_name}/job/a", {"queue_id": queue}).ok()
+        ask(server, "POST", f"/{realm_name}/pull", {"lease_time": 600 if queue else 0.05}).ok()
+    while listener.next()[0] != "expired":
+        pass
+    counts = {realm_name: {"jobs": 1, "tags": 0, "leased": 1}}
+    while (told := listener.next())[0] != "counts":
+        pass
+    assert told == ("counts", counts)
+    another = Listener(server, f"/{realm_name}/events")
+    another.connection.close()
+    assert another.counts == counts
 
 
 def test_listen_to_realm_tells_nothing_of_others(server: Server, realm_name: str, listener: Listener) -> None:

@@ -256,6 +256,23 @@ def test_ack_with_long_output_keeps_its_end(realm: RealmCalls) -> None:
     assert (64 << 10) - 2 < len(output.encode()) <= 64 << 10
 
 
+def test_get_settings_after_restart_writes_lease_times_as_before(start_server: StartServer, realm_name: str) -> None:
+    own = start_server()
+    realm = RealmCalls(own, realm_name)
+    realm.add("j", delay=900).ok()
+    realm.settings(default_lease_time=60)
+    realm.queue_settings(1, lease_time=2.5)
+    realm.queue_settings(2, lease_time=3.0)
+    before = [realm.ask("GET", path).body for path in ("queues", "config")]
+    assert b'"lease_time":600,' in before[0]
+    assert b'"lease_time":3,' in before[0]
+    assert b'"default_lease_time":60,' in before[1]
+    own.process.kill()
+    own.process.wait()
+    realm.server = start_server(own.data_dir)
+    assert [realm.ask("GET", path).body for path in ("queues", "config")] == before
+
+
 def test_list_done_after_restart_is_the_same(start_server: StartServer, realm_name: str) -> None:
     own = start_server()
     realm = RealmCalls(own, realm_name)

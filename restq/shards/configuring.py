@@ -57,7 +57,7 @@ def realm_settings(before: RealmSettings, said: bodies.RealmSettings, now: float
 
 def shown_queue(lease_time: float, settings: QueueSettings) -> dict[str, Any]:
     """The settings of a queue as JSON shows them."""
-    shown: dict[str, Any] = {"lease_time": lease_time}
+    shown: dict[str, Any] = {"lease_time": _shown_seconds(lease_time)}
     if settings.max_attempts:
         shown["max_attempts"] = settings.max_attempts
     if settings.backoff is not None:
@@ -74,7 +74,7 @@ def shown_realm(default_lease_time: float, settings: RealmSettings) -> dict[str,
     """The settings of a realm as JSON shows them; null is "no limit"."""
     keep = {"seconds": settings.keep_seconds or None, "count": settings.keep_count or None}
     return {
-        "default_lease_time": default_lease_time,
+        "default_lease_time": _shown_seconds(default_lease_time),
         "max_attempts": settings.max_attempts or None,
         "crash_limit": settings.crash_limit or None,
         "backoff": None if settings.backoff is None else settings.backoff._asdict(),
@@ -82,6 +82,11 @@ def shown_realm(default_lease_time: float, settings: RealmSettings) -> dict[str,
         "max_bytes": settings.max_bytes or None,
         "keep_done": keep if settings.keeps_results else None,
     }
+
+
+def _shown_seconds(seconds: float) -> float:
+    """As who asked wrote it most likely: what comes from the file is a float, 600 as well."""
+    return int(seconds) if seconds == int(seconds) else seconds
 
 
 def _over(before: Any, said: Any) -> Any:

@@ -10,7 +10,8 @@ from restq.shards.actor import Elsewhere, Mail
 from restq.shards.commands import several
 from restq.shards.commands.call import NOTHING, Call, Done, Wait, encode
 from restq.shards.events import shown
-from restq.shards.realm import Event
+from restq.shards.job import LEASED
+from restq.shards.realm import Event, Realm
 
 if TYPE_CHECKING:
     from restq.shards.shard import Shard
@@ -88,13 +89,14 @@ def next_events(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
             call.params[1] = at  # what concerns others is not looked at again
             return Wait(seconds, encode(call.params), lambda realm, call: None, lambda realm, call: Done(b"null"))
     named = [shard.find(realm)] if realm is not None else shard.realms()
-    counts = {
-        held.name: {"jobs": len(held.jobs), "tags": len(held.tags), "leased": len(held.leases)}
-        for held in named
-        if held is not None
-    }
+    counts = {held.name: _counts(held) for held in named if held is not None}
     said = {"number": at, "lost": lost, "events": [shown(event) for event in found], "counts": counts}
     return Reply(mail.request_id, 200, encode(said))
+
+
+def _counts(realm: Realm) -> dict[str, int]:
+    leased = sum(queue.counts[LEASED] for queue in realm.queues.values())  # `leases` has those that ran out as well
+    return {"jobs": len(realm.jobs), "tags": len(realm.tags), "leased": leased}
 
 
 INTERNAL_OPERATIONS: dict[str, Callable[[Shard, Mail, Call], Reply | Wait]] = {
