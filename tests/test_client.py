@@ -365,12 +365,29 @@ def test_bulk_add_with_buffer_sends_when_full(twin: Twin) -> None:
     assert [[job["job_id"] for job in body["jobs"]] for _, _, body in recorder.calls] == [[str(2 * JOBS_MAX), "large"]]
 
 
-def test_bulk_add_without_buffer_sends_what_was_buffered_first(twin: Twin) -> None:
+def test_bulk_add_without_buffer_sends_its_own_jobs_whatever_is_buffered(twin: Twin) -> None:
     recorder = Recorder()
     realm = twin.realm("test", "http://x", recorder)
     realm.bulk_add([{"job_id": "a", "queue_id": 0}], buffer=True)
     realm.bulk_add([{"job_id": "b", "queue_id": 0}])
-    assert [body["jobs"][0]["job_id"] for _, _, body in recorder.calls] == ["a", "b"]
+    assert [body["jobs"][0]["job_id"] for _, _, body in recorder.calls] == ["b"]
+    realm.bulk_flush()
+    assert [body["jobs"][0]["job_id"] for _, _, body in recorder.calls] == ["b", "a"]
+
+
+def test_bulk_discard_gives_what_was_refused_and_forgets_it(twin: Twin) -> None:
+    recorder = Recorder({"code": "data_differs", "message": "jobs[1]: job 'dup' .."}, status=409)
+    with twin.realms("http://x", recorder) as realms:
+        good, bad = {"job_id": "good", "queue_id": 0, "tags": ["t"]}, {"job_id": "dup", "queue_id": 0, "data": {"n": 2}}
+        realms.test.bulk_add([good, bad], buffer=True)
+        with pytest.raises(errors.DataDiffers):
+            realms.test.bulk_flush()
+        assert realms.test.bulk_discard() == [good, bad]
+        assert realms.test.bulk_discard() == []
+        realms.test.bulk_add([good], buffer=True)
+        realms.other.bulk_add([], buffer=True)
+        assert realms.bulk_discard() == {"test": [good]}
+    assert len(recorder.calls) == 1
 
 
 def test_bulk_flush_that_fails_keeps_the_jobs_and_sends_those_of_other_realms() -> None:

@@ -74,6 +74,11 @@ class Realms(Closing):
         if failures:
             raise failures[0]
 
+    async def bulk_discard(self) -> dict[str, list[dict[str, Any]]]:
+        """Forget what its realms buffered, and return it: by the names of realms, what each would return."""
+        discarded = {name: await realm.bulk_discard() for name, realm in list(self._realms.items())}
+        return {name: jobs for name, jobs in discarded.items() if jobs}
+
     bulk_remove = sent(_Calls.bulk_remove)
     shards = sent(_Calls.shards)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from restq.client.call import encoded
@@ -35,7 +36,11 @@ class Buffer:
         """The body that adds all of them."""
         return b'{"jobs": [' + b", ".join(self._jobs) + b"]}"
 
+    def jobs(self) -> list[dict[str, Any]]:
+        """All of them, as they were when they were kept."""
+        return [json.loads(job) for job in self._jobs]
+
     def clear(self) -> None:
-        """Forget all of them: they were sent."""
+        """Forget all of them."""
         self._jobs.clear()
         self._bytes = 0

@@ -79,9 +79,9 @@ class Realm(Closing):
         """Add many jobs at once: all of them, or, if one is refused, none.
 
         `jobs` is a list of dicts with `job_id`, `queue_id` and, where wanted, what else `add` takes, or a dict
-        whose values they are. Everything is sent before this returns, unless `buffer` is true: then the
-        jobs are kept and sent together when 1,000 of them or 1 MiB have gathered, by `bulk_flush`, by
-        `close` and by any later call without `buffer`. Jobs that could not be sent stay in the buffer.
+        whose values they are. They are sent before this returns, and nothing else is, unless `buffer` is true: then
+        the jobs are kept, and sent together when 1,000 of them or 1 MiB have gathered, by `bulk_flush` and by `close`.
+        Jobs that could not be sent, or were refused, stay in the buffer until `bulk_discard`.
         """
         if buffer:
             with self._lock:
@@ -91,7 +91,6 @@ class Realm(Closing):
                         self._flush()
             return
         all_jobs = checked_jobs(jobs)
-        self.bulk_flush()
         if all_jobs:
             self._connection.send(self._calls.bulk_add(all_jobs))
 
@@ -99,6 +98,13 @@ class Realm(Closing):
         """Send what `bulk_add` buffered. Nothing is sent when nothing is."""
         with self._lock:
             self._flush()
+
+    def bulk_discard(self) -> list[dict[str, Any]]:
+        """Forget what `bulk_add` buffered, and return it: jobs as `bulk_add` takes them. Nothing is sent."""
+        with self._lock:
+            jobs = self._buffer.jobs()
+            self._buffer.clear()
+        return jobs
 
     def _flush(self) -> None:
         if len(self._buffer):

@@ -96,6 +96,11 @@ class Realms(Closing, Mapping[str, Realm]):
         if failures:
             raise failures[0]
 
+    def bulk_discard(self) -> dict[str, list[dict[str, Any]]]:
+        """Forget what its realms buffered, and return it: by the names of realms, what each would return."""
+        discarded = {name: realm.bulk_discard() for name, realm in list(self._realms.items())}
+        return {name: jobs for name, jobs in discarded.items() if jobs}
+
     bulk_remove = sent(_Calls.bulk_remove)
     shards = sent(_Calls.shards)
 
