@@ -300,6 +300,39 @@ def test_configure_sets_what_is_named_and_shows_all(cli: Run, realm: Realm, real
     assert (reply["settings"]["backoff"], reply["settings"]["max_attempts"]) == (None, 5)
 
 
+def test_configure_of_a_part_leaves_the_other_parts(cli: Run, realm: Realm) -> None:
+    assert cli("configure keep_done.count=5").code == 0
+    assert cli("configure keep_done.seconds=7d").code == 0
+    assert realm.get_config()["keep_done"] == {"seconds": 604800, "count": 5}
+    cli("configure keep_done.count=none")
+    assert realm.get_config()["keep_done"] == {"seconds": 604800, "count": None}
+    cli("configure keep_done.seconds=none")
+    assert realm.get_config()["keep_done"] is None
+    cli("configure backoff.base=5 backoff.factor=3")
+    assert cli("configure backoff.max=60").code == 0
+    assert realm.get_config()["backoff"] == {"base": 5, "factor": 3, "max": 60, "jitter": 0.5}
+    assert cli("configure backoff.factor=none").code == 0
+    assert realm.get_config()["backoff"]["factor"] == 2
+    assert cli("configure queue 7 backoff.base=1").code == 0
+    assert cli("configure queue 7 backoff.max=9").code == 0
+    assert realm.get_queue(7)["settings"]["backoff"] == {"base": 1, "factor": 2, "max": 9, "jitter": 0.5}
+    assert cli("configure", 'backoff={"base":1}').code == 0
+    assert realm.get_config()["backoff"] == {"base": 1, "factor": 2, "max": 3600, "jitter": 0.5}
+
+
+def test_configure_of_a_part_of_nothing_is_wrong_usage(cli: Run) -> None:
+    failed = cli("configure backoff.max=60")
+    assert (failed.code, failed.err) == (2, "restq: backoff.base: this field is required\n")
+    assert cli("configure", 'backoff={"base":1}', "backoff.max=60").code == 2
+
+
+def test_resume_of_queue_that_is_not_there_makes_none(cli: Run, realm: Realm) -> None:
+    realm.add("a", 0)
+    assert cli("resume queue 1234").code == 3
+    assert [queue["queue_id"] for queue in realm.list_queues()] == [0]
+    assert cli("resume tag t").code == 0
+
+
 def test_configure_queue_or_tag_sets_theirs(cli: Run, realm: Realm) -> None:
     assert "lease_time  1800" in cli("configure queue 3 lease_time=30m paused=true").lines
     assert realm.get_queue(3)["settings"]["paused"] is True

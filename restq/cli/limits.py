@@ -15,6 +15,7 @@ from restq.cli import DONE, output
 from restq.cli.options import configured, joined, json_option, open_realm, realm_option, uri_option
 from restq.cli.values import or_none, queue_id, read_seconds
 from restq.client import Realm
+from restq.errors import QueueNotFound
 from restq.names import QueueId
 
 LIMITS = ("max_leased", "rate", "paused")
@@ -52,6 +53,8 @@ def pause_(ctx: click.Context, kind: str, name: tuple[str, ...], as_json: bool) 
 @click.pass_context
 def resume_(ctx: click.Context, kind: str, name: tuple[str, ...], as_json: bool) -> int:
     """Hand out again what was paused.
+
+    Exit code 3: there is no such queue.
 
     \b
     restq resume queue 3
@@ -132,7 +135,8 @@ def configure_(ctx: click.Context, words: tuple[str, ...], as_json: bool) -> int
     else:
         changes = list(words)
     with open_realm(configured(ctx)) as realm:
-        settings = _settings(realm, kind, name, _read_changes(changes))
+        whole, parts = _read_changes(changes)
+        settings = _settings(realm, kind, name, whole | _completed(realm, kind, name, parts))
     shown = realm.name if name is None else name
     if as_json:
         output.write_json({kind or "realm": shown, "settings": settings})
@@ -150,6 +154,8 @@ def _named(kind: str, words: Sequence[str]) -> QueueId:
 
 def _set_paused(ctx: click.Context, kind: str, name: QueueId, paused: bool, as_json: bool) -> int:
     with open_realm(configured(ctx)) as realm:
+        if kind == "queue" and not paused:
+            realm.get_queue(name)  # a slip of the pen must not make a queue
         settings = _settings(realm, kind, name, {"paused": paused})
     if as_json:
         output.write_json({kind: name, "settings": settings})
@@ -167,21 +173,36 @@ def _settings(realm: Realm, kind: str | None, name: QueueId | None, changes: dic
     return realm.configure_tag(str(name), **changes) if changes else realm.get_tag(str(name))["settings"]
 
 
-def _read_changes(words: Sequence[str]) -> dict[str, Any]:
-    """The settings that `backoff.base=10s max_attempts=5` says."""
-    changes: dict[str, Any] = {}
+def _read_changes(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The settings that `max_attempts=5 backoff.base=10s` says: as a whole, and in parts."""
+    whole: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
             raise click.UsageError(f"{word!a} is not NAME=VALUE")
         above, dot, part = name.partition(".")
-        if not dot:
-            changes[name] = _read_value(text)
-        elif isinstance(changes.setdefault(above, {}), dict):
-            changes[above][part] = _read_value(text)
+        if dot:
+            parts.setdefault(above, {})[part] = _read_value(text)
         else:
-            raise click.UsageError(f"{above} is given both as a whole and in parts")
-    return changes
+            whole[name] = _read_value(text)
+    if both := whole.keys() & parts.keys():
+        raise click.UsageError(f"{min(both)} is given both as a whole and in parts")
+    return whole, parts
+
+
+def _completed(
+    realm: Realm, kind: str | None, name: QueueId | None, parts: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The settings that are given in parts, with their other parts as they are: the server takes such a one whole."""
+    if not parts:
+        return {}
+    try:
+        known = _settings(realm, kind, name, {})
+    except QueueNotFound:  # it is yet to be made
+        known = {}
+    merged = {above: (known.get(above) or {}) | said for above, said in parts.items()}
+    return {above: {part: value for part, value in said.items() if value is not None} for above, said in merged.items()}
 
 
 def _read_value(text: str) -> Any:

@@ -53,6 +53,7 @@ EXIT_CODES: Sequence[tuple[type[Exception], int]] = (
     (errors.QueueNotFound, NOTHING_FOUND),
     (errors.JobNotInQueue, NOTHING_FOUND),
     (errors.FieldInvalid, WRONG_USAGE),
+    (errors.FieldMissing, WRONG_USAGE),
     (errors.FieldTypeWrong, WRONG_USAGE),
     (ConfigError, WRONG_USAGE),
     (Exception, FAILED),
