@@ -483,26 +483,26 @@ def test_ask_unknown_route_is_404(server: Server, kept: str, method: str, path: 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("POST", "/", "GET"),
-        ("PUT", "/healthz", "GET"),
-        ("DELETE", "/metrics", "GET"),
+        ("POST", "/", "GET, HEAD"),
+        ("PUT", "/healthz", "GET, HEAD"),
+        ("DELETE", "/metrics", "GET, HEAD"),
         ("GET", "/pull", "POST"),
         ("PUT", "/job", "GET"),
         ("GET", "/jobs", "DELETE, POST"),
         ("GET", "/REALM/", "DELETE"),
-        ("PATCH", "/REALM/job/kept", "DELETE, GET, PUT"),
-        ("OPTIONS", "/REALM/status", "GET"),
-        ("BREW", "/REALM/status", "GET"),
-        ("get", "/REALM/status", "GET"),
+        ("PATCH", "/REALM/job/kept", "DELETE, GET, HEAD, PUT"),
+        ("OPTIONS", "/REALM/status", "GET, HEAD"),
+        ("BREW", "/REALM/status", "GET, HEAD"),
+        ("get", "/REALM/status", "GET, HEAD"),
         ("DELETE", "/REALM/queues/0/clear", "GET, POST"),
         ("POST", "/REALM/job", "GET"),
         ("GET", "/REALM/pull", "POST"),
-        ("POST", "/REALM/tag/t", "DELETE, GET"),
-        ("DELETE", "/REALM/config", "GET, POST, PUT"),
+        ("POST", "/REALM/tag/t", "DELETE, GET, HEAD"),
+        ("DELETE", "/REALM/config", "GET, HEAD, POST, PUT"),
         ("PUT", "/REALM/ack", "POST"),
-        ("PUT", "/REALM/jobs", "DELETE, GET, POST"),
-        ("DELETE", "/REALM/queues/0", "GET, PUT"),
-        ("POST", "/REALM/tags/t", "GET, PUT"),
+        ("PUT", "/REALM/jobs", "DELETE, GET, HEAD, POST"),
+        ("DELETE", "/REALM/queues/0", "GET, HEAD, PUT"),
+        ("POST", "/REALM/tags/t", "GET, HEAD, PUT"),
         ("GET", "/REALM/shard", "DELETE, PUT"),
         ("DELETE", "/REALM/job/kept/from_q/0/to_q/1", "GET"),
         ("GET", "/REALM/job/kept/move", "POST"),
@@ -516,10 +516,28 @@ def test_ask_with_another_method_is_405_and_names_the_right_ones(
     assert answer.headers["allow"] == allowed
 
 
-def test_ask_head_is_405_without_a_body_on_a_connection_that_goes_on(server: Server) -> None:
+def test_ask_head_of_what_changes_something_is_405_without_a_body_on_a_connection_that_goes_on(
+    server: Server, kept: str
+) -> None:
     wire = Wire(server.port)
-    answer = wire.ask("HEAD", "/healthz")
-    assert (answer.status, answer.body, answer.headers["allow"]) == (405, b"", "GET")
+    for path in (f"/{kept}/job", "/job", f"/{kept}/job/kept/from_q/0/to_q/1", f"/{kept}/events"):
+        answer = wire.ask("HEAD", path)
+        assert (answer.status, answer.body, answer.headers["allow"]) == (405, b"", "GET")
+    assert wire.ask("GET", "/healthz").ok() == {}
+    wire.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/metrics", "/performance", "/REALM/status", "/REALM/job/kept", "/REALM/no"]
+)
+def test_ask_head_is_answered_as_get_without_the_body(server: Server, kept: str, path: str) -> None:
+    wire = Wire(server.port)
+    path = path.replace("REALM", kept)
+    shown = wire.ask("GET", path)
+    answer = wire.ask("HEAD", path)
+    assert (answer.status, answer.body) == (shown.status, b"")
+    assert answer.headers["content-type"] == shown.headers["content-type"]
+    assert int(answer.headers["content-length"]) > 0
     assert wire.ask("GET", "/healthz").ok() == {}
     wire.close()
 

@@ -164,6 +164,33 @@ def test_put_job_in_msgpack_with_same_data_as_json_is_same_data(server: Server, 
     assert msgpack.unpackb(shown.body) == {"tags": ["again"], "data": data, "queues": [[0, 0]]}
 
 
+@pytest.mark.parametrize(
+    ("accept", "is_msgpack"),
+    [
+        ("application/msgpack", True),
+        ("Application/MsgPack; q=0.5", True),
+        ("application/msgpack;q=0", False),
+        ("application/msgpack;q=0.000, */*", False),
+        ("application/msgpack, application/json", True),
+        ("application/json, application/msgpack", False),
+        ("application/json;q=0.5, application/msgpack", True),
+        ("application/msgpack;q=0.5, application/json", False),
+        ("application/msgpack;q=0.5, application/json;q=0", True),
+        ("*/*, application/msgpack", True),
+        ("application/msgpack;q=0.5, */*", False),
+        ("application/*;q=0.2, application/msgpack;q=0.5, */*", True),
+        ("application/msgpack;q=nan", True),
+        ("application/x-msgpack", False),
+        ("text/html", False),
+        ("", False),
+    ],
+)
+def test_accept_that_prefers_msgpack_gets_it(server: Server, accept: str, is_msgpack: bool) -> None:
+    answer = ask(server, "GET", "/healthz", headers={"Accept": accept})
+    expected = ("application/msgpack", b"\x80") if is_msgpack else ("application/json", b"{}")
+    assert (answer.headers["content-type"], answer.body) == expected
+
+
 @pytest.mark.parametrize("text", OTHER)
 def test_put_job_with_other_data_is_conflict_and_changes_nothing(server: Server, realm_name: str, text: bytes) -> None:
     put(server, realm_name, "j", data=DATA, tags=["t"]).ok()

@@ -394,4 +394,4 @@ def test_ask_path_with_another_method_is_405_that_lists_those_it_takes(server: S
     for method in METHODS - ROUTES[path].keys():
         answer = ask(server, method, path.replace("*", "x"))
         answer.refused(405, "ValueError", "method_not_allowed")
-        assert sorted(answer.headers["allow"].split(", ")) == sorted(ROUTES[path])
+        assert sorted({*answer.headers["allow"].split(", ")} - {"HEAD"}) == sorted(ROUTES[path])

@@ -24,7 +24,7 @@ from restq.protocol import MOVED, Reply
 from restq.web import once, routes
 from restq.web.app import App
 from restq.web.calls import Call, Lease, Operation
-from restq.web.encodings import JSON_TYPE, MSGPACK_TYPE, json_of, msgpack_of
+from restq.web.encodings import JSON_TYPE, MSGPACK_TYPE, json_of, msgpack_of, prefers_msgpack
 from restq.web.events import EventStream
 
 DRAIN_FACTOR = 8  # a body up to so many times too large is read to its end, so that the client sees the refusal
@@ -312,7 +312,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             log.info("%s %s %d", self._method, self._target[:200], status)
         if self._connection.stream.closed():
             return
-        if content_type == JSON_TYPE and MSGPACK_TYPE in self._headers.get("Accept", ""):
+        if content_type == JSON_TYPE and prefers_msgpack(self._headers.get("Accept", "")):
             body, content_type = msgpack_of(body), MSGPACK_TYPE
         headers = httputil.HTTPHeaders({"Content-Type": content_type, "Content-Length": str(len(body))})
         if status in (429, 503):
@@ -323,7 +323,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             headers["Connection"] = "close"
         start_line = httputil.ResponseStartLine("HTTP/1.1", status, HTTPStatus(status).phrase)
         try:
-            sent = self._connection.write_headers(start_line, headers, None if self._method == "HEAD" else body)
+            body = b"" if self._method == "HEAD" else body
+            sent = self._connection.write_headers(start_line, headers, body or None)
             stream, now = self._connection.stream, time.monotonic()
             if stream.writing():
                 self._app.crowd.reads(stream, len(body), now)

@@ -14,7 +14,7 @@ class Route(NamedTuple):
 
     `leases`: its reply gives leases, which are undone if the client is gone by then. `waits`: its answer may take its
     time, and can be had at once. `strict`: query fields that it does not know are refused. `streams`: it is answered
-    by events, for as long as the client listens.
+    by events, for as long as the client listens. `changes`: a GET of 2013 that changes what the server holds.
     """
 
     operation: str
@@ -23,6 +23,7 @@ class Route(NamedTuple):
     waits: bool = False
     strict: bool = False
     streams: bool = False
+    changes: bool = False
 
 
 def _new(operation: str, *query: str, leases: bool = False, waits: bool = False, streams: bool = False) -> Route:
@@ -38,7 +39,7 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/performance": {"GET": Route("get_performance")},
     "/performance/shards": {"GET": Route("get_shards")},
     "/metrics": {"GET": Route("get_metrics")},
-    "/job": {"GET": Route("pull_everywhere_2013", ("count", "realms", "max-queue"))},
+    "/job": {"GET": Route("pull_everywhere_2013", ("count", "realms", "max-queue"), changes=True)},
     "/pull": {"POST": Route("pull_everywhere", waits=True)},
     "/jobs": {"POST": Route("bulk_add"), "DELETE": Route("bulk_remove")},
     "/events": {"GET": _new("get_all_events", streams=True)},
@@ -47,7 +48,7 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/*/status": {"GET": Route("get_status")},
     "/*/config": {"POST": Route("configure_2013"), "GET": _new("get_config"), "PUT": _new("configure")},
     "/*/shard": {"PUT": Route("pin_realm"), "DELETE": Route("unpin_realm")},
-    "/*/job": {"GET": Route("pull_2013", ("count", "max-queue"), leases=True)},
+    "/*/job": {"GET": Route("pull_2013", ("count", "max-queue"), leases=True, changes=True)},
     "/*/pull": {"POST": Route("pull", leases=True, waits=True)},
     "/*/ack": {"POST": _new("ack")},
     "/*/nack": {"POST": _new("nack")},
@@ -64,12 +65,12 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/*/job/*/move": {"POST": Route("move_job")},
     "/*/job/*/cancel": {"POST": _new("cancel_job")},
     "/*/job/*/explain": {"GET": _new("explain_job")},
-    "/*/job/*/from_q/*/to_q/*": {"GET": Route("move_job_2013")},
+    "/*/job/*/from_q/*/to_q/*": {"GET": Route("move_job_2013", changes=True)},
     "/*/tag/*": {"GET": Route("get_tagged_jobs"), "DELETE": Route("remove_tagged_jobs")},
     "/*/tag/*/status": {"GET": Route("get_tag_status")},
     "/*/queues": {"GET": _new("get_queues")},
     "/*/queues/*": {"GET": _new("get_queue"), "PUT": _new("configure_queue")},
-    "/*/queues/*/clear": {"POST": Route("clear_queue"), "GET": Route("clear_queue_2013")},
+    "/*/queues/*/clear": {"POST": Route("clear_queue"), "GET": Route("clear_queue_2013", changes=True)},
     "/*/tags": {"GET": _new("get_tags", "prefix", "limit", "cursor")},
     "/*/tags/*": {"GET": _new("get_tag", "wait", waits=True), "PUT": _new("configure_tag")},
     "/*/tags/*/redrive": {"POST": _new("redrive_tagged_jobs")},
@@ -103,8 +104,14 @@ def _by_key() -> dict[tuple[int, str], list[_Pattern]]:
     table: dict[tuple[int, str], list[_Pattern]] = {}
     for path, methods in ROUTES.items():
         segments = tuple(path[1:].split("/"))
-        table.setdefault(_key(segments), []).append((segments, methods))
+        table.setdefault(_key(segments), []).append((segments, _with_head(methods)))
     return table
+
+
+def _with_head(methods: dict[str, Route]) -> dict[str, Route]:
+    """What answers a GET answers a HEAD, unless it changes something, or never ends."""
+    route = methods.get("GET")
+    return methods if route is None or route.changes or route.streams else {**methods, "HEAD": route}
 
 
 _PATTERNS = _by_key()
