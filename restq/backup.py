@@ -52,11 +52,13 @@ class Copied(NamedTuple):
 
 
 def back_up(data_dir: Path, target: Path) -> Copied:
-    """Copy the data directory to `target`, which must not exist or be empty. Raises BackupFailed.
+    """Copy the data directory to `target`, outside of it, which must not exist or be empty. Raises BackupFailed.
 
     What is at `target` is whole and synced as soon as this returns; if it raises, no file is left there.
     """
     shards = _shards(data_dir)
+    if target.resolve().is_relative_to(data_dir.resolve()):
+        raise BackupFailed(f"{target} lies in the data directory, where a copy does not belong")
     _make_empty(target)
     copies = [shard_path(target, shard) for shard in shards]
     try:

@@ -141,7 +141,7 @@ def test_back_up_of_data_that_were_cut_short_is_refused(start_server: StartServe
     assert os.listdir(tmp_path / "copy") == []
 
 
-@pytest.mark.parametrize("what", ["not empty", "a file", "no data", "not writable"])
+@pytest.mark.parametrize("what", ["not empty", "a file", "no data", "not writable", "inside"])
 def test_back_up_that_can_not_be_made_says_why_and_leaves_nothing(
     what: str, start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -155,12 +155,16 @@ def test_back_up_that_can_not_be_made_says_why_and_leaves_nothing(
         (target / "mine").write_text("mine")
     elif what == "a file":
         target.write_text("mine")
+    elif what == "inside":
+        target = tmp_path / "link" / "copy"
+        (tmp_path / "link").symlink_to(data_dir)
     elif what == "not writable":
         target = Path("/proc/restq-copy")
     done = run_restq("backup", target, f"--data-dir={data_dir}")
     assert done.returncode == 1
     says = {
         "not empty": f"{target} is not empty",
+        "inside": f"{target} lies in the data directory, where a copy does not belong",
         "a file": f"{target} can't be used: File exists",
         "no data": f"there is no data of restq in {data_dir}",
         "not writable": f"{target} can't be used: No such file or directory",

@@ -225,6 +225,20 @@ def test_explain_of_job_behind_a_limit_names_the_limit(rig: Rig) -> None:
     assert "held by queue 0: its rate of 0.5 a second lets the next one pass in 2.00 s" in why(rig, "y")
 
 
+def test_explain_of_job_behind_several_limits_names_each(rig: Rig) -> None:
+    rig.tag_settings("a", paused=True)
+    rig.tag_settings("b", max_leased=1)
+    rig.tag_settings("c", max_leased=9)
+    rig.queue_settings(0, paused=True)
+    rig.add("other", 1, tags=["b"])
+    rig.leased()
+    rig.add("x", 0, tags=["a", "b", "c"])
+    assert (
+        "held by tag 'a': it is paused, and by tag 'b': 1 of at most 1 jobs are leased, and by queue 0: it is paused."
+        in why(rig, "x")
+    )
+
+
 def test_explain_gives_the_facts_beside_the_sentence(rig: Rig) -> None:
     rig.tag_settings("t", max_leased=3, rate=2.0)
     rig.add("x", tags=["t"])

@@ -777,6 +777,8 @@ class RealmAndModel(RuleBasedStateMachine):
                 assert all((limit["kind"], limit["name"]) in is_open for limit in shown.get("limits", []))
                 is_held = self.model.state(place) == "ready" and not all(is_open.values())
                 assert ("and held by" in shown["explanation"]) == is_held
+                for (kind, name), lets_pass in is_open.items():
+                    assert (f"by {kind} {name!r}: " in shown["explanation"]) == (is_held and not lets_pass)
                 others = [other for other in self.model.jobs if other is not job]
                 expected = {tag: sum(tag in other.tags for other in others) for tag in job.after}
                 assert shown.get("after", {}) == expected

@@ -44,8 +44,8 @@ def work_(
     Each is run as a shell command, or is the last argument of COMMAND. While one runs its lease is extended. One
     that exits with 0 is acked, with the end of its output; another is nacked, with its exit code and the end of its
     standard error, and handed out again: after --delay, else after the backoff of its queue or realm, else after 10
-    seconds, 20, 40 and so on. One that is cancelled is stopped. It finds RESTQ_LEASE_ID, RESTQ_QUEUE_ID and
-    RESTQ_ATTEMPT in its environment, and its own restq speaks to the same realm.
+    seconds, 20, 40 and so on, of which chance takes away up to half. One that is cancelled is stopped. It finds
+    RESTQ_LEASE_ID, RESTQ_QUEUE_ID and RESTQ_ATTEMPT in its environment, and its own restq speaks to the same realm.
 
     Ctrl-C or SIGTERM: the one that runs is finished first. The second time it is stopped and given back. While the
     server is away, work waits for it. With --json each argument that is over is one line, and its output is in

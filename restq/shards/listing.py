@@ -222,9 +222,10 @@ def _why(realm: Realm, place: Place, shown: dict[str, Any]) -> str:
     if shown["state"] == "blocked":
         blocking = [f"{tag!r} ({count} jobs)" for tag, count in _carried_by_others(realm, place.job) if count]
         return f"it comes after what is tagged {', '.join(blocking)}."
-    for limit in limits.of(place):
-        if limit.is_shut:
-            return f"it is ready, and held by {limit.kind} {limit.name!r}: {_what_holds(realm, limit)}."
+    shut = [limit for limit in limits.of(place) if limit.is_shut]
+    if shut:
+        holding = [f"by {limit.kind} {limit.name!r}: {_what_holds(realm, limit)}" for limit in shut]
+        return f"it is ready, and held {', and '.join(holding)}."
     lower = sum(
         queue.counts[QUEUED] - queue.blocked_count
         for queue in realm.served(place.queue.queue_id)
