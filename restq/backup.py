@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import sqlite3
@@ -27,6 +26,7 @@ from restq.data_dir import (
     shards_present,
     socket_path,
     sync_directory,
+    take_lock,
 )
 from restq.errors import RestqError, from_reply
 from restq.pipe import Pipe
@@ -106,14 +106,13 @@ def _make_empty(target: Path) -> None:
 @contextlib.contextmanager
 def _lock(data_dir: Path) -> Iterator[bool]:
     """Keep servers from starting meanwhile; False where one runs."""
-    lock = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        lock = take_lock(data_dir / LOCK_NAME)
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield True
     finally:
         os.close(lock)
 

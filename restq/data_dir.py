@@ -5,6 +5,7 @@
     shard-0000.sqlite       what a shard knows: the truth. SQLite's log stands beside it, `-wal`
     shard-0000.reserve      room on the disk, see `shards.reserve`
     shard-0000.witness      the number of the last commit, see `shards.witness`
+    shard-0000.lock         held by the process that uses the database
     shard-0000.sock         where the shard listens
 
 A database that is not there looks like one of a shard that is new. So their number is noted, once all of them are
@@ -15,15 +16,18 @@ no note, and what it lacks is not known.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import time
 from pathlib import Path
 
 LOCK_NAME = "server.lock"
 COUNT_NAME = "server.shards"
+LOCK_PAUSE_SECONDS = 0.02  # between two tries
 
 _DATABASE = re.compile(r"shard-(\d{4,})\.sqlite")
-_BESIDE = (".witness", ".reserve", ".sqlite-wal", ".sqlite")  # the database goes last
+_BESIDE = (".witness", ".reserve", ".lock", ".sqlite-wal", ".sqlite")  # the database goes last
 
 
 def shard_path(data_dir: Path, shard: int) -> Path:
@@ -31,9 +35,32 @@ def shard_path(data_dir: Path, shard: int) -> Path:
     return data_dir / f"shard-{shard:04d}.sqlite"
 
 
+def lock_path(database: Path) -> Path:
+    """What the process that uses a database holds."""
+    return database.with_suffix(".lock")
+
+
 def socket_path(data_dir: Path, shard: int) -> Path:
     """The socket that a shard listens on."""
     return data_dir / f"shard-{shard:04d}.sock"
+
+
+def take_lock(path: Path, wait_seconds: float = 0.0) -> int:
+    """Hold a file, made if need be, until the descriptor that is returned is closed, or the process is gone.
+
+    Raises BlockingIOError where somebody else still holds it after so long, OSError where it can't be opened.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    ends_at = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() >= ends_at:
+                os.close(lock)
+                raise
+        time.sleep(LOCK_PAUSE_SECONDS)
 
 
 def shards_present(data_dir: Path) -> list[int]:

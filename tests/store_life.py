@@ -193,7 +193,8 @@ class Workload:
         self._is_dead = False
         fails = chance.choice(self._failing)
         is_new = not any(self._live.iterdir())
-        self._syncs_left = chance.randint(1, 2 * commits + 1) if fails == "sync" and is_new else 0
+        fails_at_start = fails == "open" or (fails == "sync" and is_new)
+        self._syncs_left = chance.randint(1, 2 * commits + 1 if is_new else 4) if fails_at_start else 0
         self._full_in = 0
         self._dies_anywhere = chance.random() < 0.5
         self._calls_left = chance.choice((-1, chance.randint(1, (100 if self._dies_anywhere else 2) * commits + 1)))
@@ -201,7 +202,7 @@ class Workload:
         try:
             store = SqliteStore(self._path)
         except StoreRefused as refused:
-            if not self._is_dead and not (fails == "sync" and is_new):
+            if not self._is_dead and not fails_at_start:
                 self.problems.append(f"a start was refused: {refused}")
             self._end(chance.choice(("kill", "cut")))
             return

@@ -109,8 +109,8 @@ ARROWS: dict[str, str] = {
     "shards.checksums": "shards.changes",
     "shards.sound_rows": "errors shards.changes shards.checksums shards.store",
     "shards.*_store": (
-        "errors shards shards.changes shards.checksums shards.data shards.renumbering shards.reserve shards.schema"
-        " shards.sound_rows shards.store shards.wal shards.witness"
+        "data_dir errors shards shards.changes shards.checksums shards.data shards.renumbering shards.reserve"
+        " shards.schema shards.sound_rows shards.store shards.wal shards.witness"
     ),
     "shards.stats": "",
     "shards.moving": (

@@ -96,6 +96,11 @@ def test_cut_power_after_errors_of_the_disk_loses_nothing_that_was_answered() ->
         assert counts[kind], f"no {kind} among {counts}"
 
 
+def test_cut_power_after_errors_of_the_disk_at_a_start_loses_nothing_that_was_answered() -> None:
+    counts = live_through(trials(100, 10_000), failing=("open", "open", "sync", ""))
+    assert counts["failed syncs"], counts
+
+
 def test_cut_power_while_a_file_is_brought_up_to_date_leaves_it_whole() -> None:
     """From format 1: all rows are there after a start, and none twice."""
     files = old_files()

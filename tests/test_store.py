@@ -407,7 +407,7 @@ def test_file_after_close_is_readable_by_the_shell_and_whole(path: Path) -> None
     commit(store, full_group(), Mark(1, 9, 1.5))
     store.close()
     files = sorted(file.name for file in path.parent.iterdir())
-    assert files == ["shard.sqlite", "shard.witness"], "the log is in the database"
+    assert files == ["shard.lock", "shard.sqlite", "shard.witness"], "the log is in the database"
     assert shell(path, "SELECT name, epoch FROM realms") == [("größe", 3)]
     assert shell(path, "SELECT job_id, data FROM jobs WHERE key = 4") == [("ü\n😀" * 50, '{"a": "\\u00e9é"}')]
     assert shell(path, "SELECT queue_id FROM queues ORDER BY key") == [(-(2**63),), ("10 é😀",)]

@@ -25,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from restq.data_dir import lock_path, sync_directory, take_lock
 from restq.errors import RowDamaged, StorageFull
 from restq.shards import wal
 from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ResultRow, Stored, TagRow
@@ -72,25 +73,23 @@ class SqliteStore:
         self.path = path
         self._reserve: Reserve | None = None
         self._witness = Witness(path)
-        _check_log(path)
-        try:
-            self._database = sqlite3.connect(
-                path, timeout=LOCK_WAIT_SECONDS, isolation_level=None, check_same_thread=False
-            )  # `back_up` has a thread
-        except UNREADABLE as error:
-            raise StoreRefused(_refusal(path, error)) from error
-        self._rows = SoundRows(self._database, path)
-        try:
-            self._open()
-        except UNREADABLE as error:
-            self._database.close()
-            raise StoreRefused(_refusal(path, error)) from error
-        except RowDamaged as found:
-            self._database.close()
-            raise StoreRefused(found.message) from found
-        except StoreRefused:
-            self._database.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, _take(path))
+            _check_log(path)
+            _write_log_again(path)
+            try:
+                self._database = sqlite3.connect(
+                    path, timeout=LOCK_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+                )  # `back_up` has a thread
+                stack.callback(self._database.close)
+                self._rows = SoundRows(self._database, path)
+                self._open()
+            except UNREADABLE as error:
+                raise StoreRefused(_refusal(path, error)) from error
+            except RowDamaged as found:
+                raise StoreRefused(found.message) from found
+            stack.callback(self._witness.close)
+            self._closing = stack.pop_all()
 
     def _open(self) -> None:
         execute = self._database.execute
@@ -103,7 +102,8 @@ class SqliteStore:
             raise StoreRefused(
                 f"{self.path} is of format {found}, made by a newer restq; this one knows up to {FORMAT}"
             )
-        execute("PRAGMA journal_mode = WAL")
+        if (mode := execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
+            raise StoreRefused(f"{self.path} can't be opened: SQLite makes no log for it, but keeps to {mode!r}")
         execute("PRAGMA synchronous = FULL")
         execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES_MAX}")
         execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -113,7 +113,6 @@ class SqliteStore:
             self._rows.seal()
         execute("COMMIT")
         self._check_last()
-        _write_log_again(self.path)
 
     def _check_last(self) -> None:
         """Whether this is the file that was written last, up to the last commit."""
@@ -340,15 +339,24 @@ class SqliteStore:
 
     def close(self) -> None:
         """Move the log into the database and let go of the file."""
-        self._database.close()
-        self._witness.close()
+        self._closing.close()
+
+
+def _take(path: Path) -> int:
+    """Hold the lock of a database, before anything of it is read: SQLite takes its own only once it has begun to."""
+    try:
+        return take_lock(lock_path(path), LOCK_WAIT_SECONDS)
+    except BlockingIOError:
+        raise StoreRefused(f"{path} is held by another process") from None
+    except OSError as error:
+        raise StoreRefused(f"{path} can't be read: its lock can't be opened: {error.strerror}") from error
 
 
 def _check_log(path: Path) -> None:
     """Raise StoreRefused where the log is damaged, before SQLite takes from it what it can."""
     log_path = Path(f"{path}-wal")
     try:
-        found = wal.scan_at_rest(log_path)
+        found = wal.scan(log_path)
         is_empty = not (path.exists() and path.stat().st_size)
     except OSError as error:
         raise StoreRefused(f"{path} can't be read: its log can't be: {error.strerror}") from error
@@ -366,21 +374,18 @@ def _check_log(path: Path) -> None:
 
 
 def _write_log_again(path: Path) -> None:
-    """Have on the disk what was read of the log: of what an earlier process left there, only the kernel may know.
+    """Have on the disk what is in the log, before SQLite reads it: of some of it only the kernel may know.
 
-    One that was killed within a commit had not synced it. One whose sync failed left pages that the kernel takes for
-    written, and no later sync writes them: the commits after them would hang on a gap, and be lost at a power cut.
+    A process that was killed within a commit had not synced it. One whose sync failed left pages that the kernel takes
+    for written, and no later sync writes them: the commits after them would hang on a gap, and be lost at a power cut.
+    And were they moved into the database first, that would be ahead of its log.
     """
     try:
-        with open(f"{path}-wal", "r+b", buffering=0) as log:
+        with contextlib.suppress(FileNotFoundError), open(f"{path}-wal", "r+b", buffering=0) as log:
             for offset in range(0, os.fstat(log.fileno()).st_size, PIECE_BYTES):
                 os.pwrite(log.fileno(), os.pread(log.fileno(), PIECE_BYTES, offset), offset)
             os.fsync(log.fileno())
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)
     except OSError as error:
         raise StoreRefused(f"{path} can't be read: its log can't be written: {error.strerror}") from error
 

@@ -66,23 +66,6 @@ def scan(path: Path) -> Wal:
         return Wal()
 
 
-def scan_at_rest(path: Path) -> Wal:
-    """As `scan`, where a process that is about to die may be writing still: once that makes no difference."""
-    while True:
-        before = _state(path)
-        found = scan(path)
-        if not found.damage or _state(path) == before:
-            return found
-
-
-def _state(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
-
-
 def _scan(file: BinaryIO) -> Wal:
     head = file.read(HEADER_BYTES)
     if len(head) < HEADER_BYTES:
