@@ -761,3 +761,21 @@ def test_commit_that_was_far_too_large_leaves_its_room_to_others(small_disk: Cal
     changes.payloads = {1: b"x" * 30_000}
     asyncio.run(store.commit(changes, Mark(1, 1_001, 0.0)))
     store.close()
+
+
+@needs_mount
+def test_start_on_a_full_disk_after_a_move_is_served(small_disk: Callable[[int], SmallDisk]) -> None:
+    """The notes on realms that live elsewhere are made anew at a start, which takes room for a commit."""
+    disk = small_disk(12 * MIB)
+    relocate(disk.path, 2)
+    for shard in range(2):
+        store = SqliteStore(shard_path(disk.path, shard))
+        store.keep_reserve(2)
+        assert store.room() == Room.ENOUGH
+        changes = Changes()
+        changes.moved["a realm"] = 1
+        asyncio.run(store.commit(changes, Mark(store.load().mark.group + 1, 10, 1.0)))
+        store.close()
+    disk.fill()
+    relocate(disk.path, 2)
+    disk.empty()

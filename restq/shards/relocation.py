@@ -77,7 +77,9 @@ def _relocate(data_dir: Path, present: list[int], shard_count: int) -> Relocated
     stores: dict[int, SqliteStore] = {}
     try:
         for shard in sorted({*present, *range(shard_count)}):
-            stores[shard] = SqliteStore(shard_path(data_dir, shard))
+            store = stores[shard] = SqliteStore(shard_path(data_dir, shard))
+            if shard < shard_count:
+                store.keep_reserve(shard_count)  # what takes away goes on, also where the disk is full
         for shard in present:
             if shard >= shard_count:
                 reserve_path(stores[shard].path).unlink(missing_ok=True)  # no shard keeps it any more
