@@ -22,6 +22,11 @@ def for_jobs() -> float:
     return math.inf
 
 
+def total() -> float:
+    """How many bytes there are in all for this process and those beside it: of the machine, or of its container."""
+    return min(all_of_it or math.inf for _, all_of_it in (_of_machine(), _of_container(), *_of_process()))
+
+
 def _of_machine() -> tuple[float, float]:
     """What is left of the machine's memory, and all of it."""
     found = _numbers(_text(Path("/proc/meminfo")))

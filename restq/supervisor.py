@@ -91,6 +91,7 @@ class Supervisor:
                 "elsewhere": pinned,
                 "body_bytes_max": webapp.body_bytes_max,
                 "debug": webapp.debug,
+                "frontends": webapp.frontends,
                 "listen_fd": listening.fileno(),
                 "log_level": self.log_level,
             }

@@ -272,7 +272,7 @@ UNTAKEN = "GET", "/r/jobs"
 @contextlib.asynccontextmanager
 async def slow_reader(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> AsyncIterator[Frontend]:
     """A front end that has room for one large reply, and a client that does not read it; `seconds` it may take."""
-    monkeypatch.setattr("restq.web.crowd.REPLIES_BYTES_MAX", len(LARGE_REPLY) * 3 // 2)
+    monkeypatch.setattr("restq.web.app.BODIES_BYTES_MAX", len(LARGE_REPLY) * 3 // 2)
     monkeypatch.setattr("restq.web.crowd.SLOW_SECONDS", seconds)
     async with frontend(folder) as front:
         front.shards[0].answers = {"list_jobs": (200, LARGE_REPLY, 0), "undo_pull": (200, {}, 0)}

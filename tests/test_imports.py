@@ -38,7 +38,7 @@ ARROWS: dict[str, str] = {
     "loop": "",
     "pipe": "errors protocol",
     "web": "web.*",
-    "web.*": "restq bodies child errors loop names pipe placement protocol web web.*",
+    "web.*": "restq bodies child errors loop memory names pipe placement protocol web web.*",
     "supervisor": "child config data_dir errors shards.relocation shards.store",
     "backup": "data_dir errors pipe shards.wal shards.witness",
     "check": "data_dir errors shards shards.changes shards.checksums shards.schema shards.wal shards.witness",

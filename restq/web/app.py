@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -15,23 +16,35 @@ from restq.web.everywhere import Everywhere
 from restq.web.pulls import Pulls
 from restq.web.shards import Shards
 
-BODIES_BYTES_MAX = 64 << 20  # of all bodies that this front end holds at a time, or two of the largest
+BODIES_BYTES_MAX = 64 << 20  # of all bodies that this front end holds at a time, and of all replies on their way
+MEMORY_SHARE = 32  # or no more than this part of the memory: on its way a body stands in it some six times
 
 
 class App:
-    """The front end's operations over its pipes, and how much is open."""
+    """The front end's operations over its pipes, and how much is open.
 
-    def __init__(self, pipes: Sequence[Pipe], placement: Placement, body_bytes_max: int, debug: bool = False) -> None:
+    `memory_bytes` is what there is for it, and for the shards behind it.
+    """
+
+    def __init__(
+        self,
+        pipes: Sequence[Pipe],
+        placement: Placement,
+        body_bytes_max: int,
+        debug: bool = False,
+        memory_bytes: float = math.inf,
+    ) -> None:
         self.shards = Shards(pipes, placement)
         self.everywhere: dict[str, Operation] = {
             **Everywhere(self.shards).operations,
             **Pulls(self.shards).operations,
         }
         self.body_bytes_max = body_bytes_max
-        self.held_bytes_max = max(BODIES_BYTES_MAX, 2 * body_bytes_max)
+        share = int(min(BODIES_BYTES_MAX, memory_bytes / MEMORY_SHARE))
+        self.held_bytes_max = max(share, body_bytes_max)  # one of the largest always fits
         self.debug = debug
         self.held_bytes = 0
-        self.crowd = Crowd()
+        self.crowd = Crowd(share)
         self.waiting: set[Callable[[], None]] = set()  # how to leave each request that may wait for its answer
         self.waiting_max = sys.maxsize  # beyond it nobody waits: the answer is what there is
         self._open_count = 0

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from tornado.iostream import IOStream
 
-REPLIES_BYTES_MAX = 64 << 20  # of replies on their way to slow clients, or one alone; more make the slowest give way
 SLOW_SECONDS = 5.0  # that a reply may take in any case
 IDLE_SECONDS_MIN = 0.1  # who is new, or was just answered, is about to ask
 
 
 class Crowd:
-    """What is known of a front end's connections: which of them rest, and which take their time to read a reply."""
+    """What is known of a front end's connections: which of them rest, and which take their time to read a reply.
 
-    def __init__(self) -> None:
+    `replies_bytes_max`: of replies on their way to slow clients, or one alone; more make the slowest give way.
+    """
+
+    def __init__(self, replies_bytes_max: int) -> None:
+        self.replies_bytes_max = replies_bytes_max
         self.reply_bytes = 0  # of all replies that are not sent whole
         self._idle: dict[IOStream, float] = {}  # without a whole request since when; the longest first
         self._reading: dict[IOStream, tuple[float, int]] = {}  # since when, and how many bytes; the first began first
@@ -52,7 +55,7 @@ class Crowd:
 
     def make_room(self, size: int, now: float) -> bool:
         """Whether a reply more fits into memory, once those who have been reading for too long are cut off for it."""
-        while self.reply_bytes and self.reply_bytes + size > REPLIES_BYTES_MAX:
+        while self.reply_bytes and self.reply_bytes + size > self.replies_bytes_max:
             stream, (since, _) = next(iter(self._reading.items()))
             if now - since < SLOW_SECONDS:
                 return False

@@ -20,7 +20,7 @@ from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
-from restq import child
+from restq import child, memory
 from restq.loop import run
 from restq.pipe import Pipe
 from restq.placement import Placement
@@ -98,7 +98,13 @@ async def serve(settings: dict[str, Any]) -> None:
     await asyncio.wait([connecting, ending], return_when=asyncio.FIRST_COMPLETED)
     if stopping.is_set():
         return
-    app = App(pipes, Placement(len(pipes), settings["elsewhere"]), settings["body_bytes_max"], settings["debug"])
+    app = App(
+        pipes,
+        Placement(len(pipes), settings["elsewhere"]),
+        settings["body_bytes_max"],
+        settings["debug"],
+        memory.total() / settings["frontends"],
+    )
     server = Server(
         Exchanges(app),
         idle_connection_timeout=IDLE_SECONDS,
