@@ -65,11 +65,12 @@ class Pipe(asyncio.Protocol):
         body: bytes,
         once: Sequence[str] = (),
         waits: bool = False,
+        waited: float = 0,
     ) -> asyncio.Future[Reply]:
         """Send a request. The future gives its reply, or raises ShardUnavailable if the shard goes away meanwhile.
 
-        `waits`: it may take its time, and can be left. `once`: as in `Request`. Raises ShardStarting or Overloaded at
-        once where the request can't be sent: then nothing was done.
+        `waits`: it may take its time, and can be left. `once`, `waited`: as in `Request`. Raises ShardStarting or
+        Overloaded at once where the request can't be sent: then nothing was done.
         """
         if self._transport is None:
             raise ShardStarting(f"shard {self.shard} is starting again; nothing was done, try again")
@@ -86,7 +87,7 @@ class Pipe(asyncio.Protocol):
         self._bytes_under_way += len(body)
         if waits:
             self._waiting[future] = self._last_id
-        self._send(Request(self._last_id, operation, realm, params, body, once))
+        self._send(Request(self._last_id, operation, realm, params, body, once, waited))
         return future
 
     def leave(self, future: asyncio.Future[Reply]) -> None:

@@ -20,7 +20,8 @@ MOVED = 301  # internal: the realm lives in the shard that `extra` names; ask th
 class Request(NamedTuple):
     """One operation on one realm, or, with an empty `realm`, on all that the shard holds.
 
-    `once`: the idempotency key and the digest of what was asked under it, or nothing.
+    `once`: the idempotency key and the digest of what was asked under it, or nothing. `waited`: for how many seconds
+    it waited before, for realms that live elsewhere by now or in a shard that went away: that counts.
     """
 
     request_id: int
@@ -29,6 +30,7 @@ class Request(NamedTuple):
     params: list[Any]
     body: bytes
     once: Sequence[str] = ()
+    waited: float = 0
 
 
 class Reply(NamedTuple):

@@ -89,11 +89,13 @@ class Rig(Sender):
         body: Any = b"",
         once: Sequence[str] = (),
         sender: Sender | None = None,
+        waited: float = 0,
     ) -> int:
         """A request, through its frame, of this front end or of another; returns its id."""
         self._last_id += 1
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
-        for frame in self._frames.feed(pack(Request(self._last_id, operation, realm, params or [], text, once))):
+        request = Request(self._last_id, operation, realm, params or [], text, once, waited)
+        for frame in self._frames.feed(pack(request)):
             self.shard.receive(Mail(sender or self, 0.0, *frame))
         return self._last_id
 

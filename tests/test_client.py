@@ -256,7 +256,7 @@ def test_call_each_method_over_realms_sends_the_documented_request(twin: Twin) -
     realms.bulk_remove([("a", "j")])
     assert realms.shards() == [{"shard": 0}]
     assert recorder.calls == [
-        ("POST", "http://x/pull", {"count": 2, "realms": ["a", "b"]}),
+        ("POST", "http://x/pull", {"count": 2, "realms": ["a", "b"], "distinct": True}),
         ("POST", "http://x/jobs", {"jobs": [{"realm_id": "a", "job_id": "j", "queue_id": 0, "tags": ["t"]}]}),
         ("DELETE", "http://x/jobs", {"jobs": [["a", "j"]]}),
         ("GET", "http://x/performance/shards", None),

@@ -14,7 +14,7 @@ from frontend_rig import Answer, Frontend, StandIn, frontend, until
 
 from restq import pipe, placement
 from restq.protocol import MOVED
-from restq.web import process, pulls
+from restq.web import line, process
 
 Test = Callable[[Frontend], Coroutine[Any, Any, None]]
 
@@ -496,7 +496,7 @@ def test_reuse_key_over_realms_that_is_under_way_is_refused_at_once(tmp_path: Pa
         first, second, [shard] = await front.connect(), await front.connect(), front.shards
         shard.answers |= {"recall": NOT_KEPT, "peek": (200, [], 0)}
         first.send("POST", "/pull", {"wait": 60}, "k")
-        await shard.call("wait_ready")
+        await shard.call("pull_waiting")
         refused(await second.ask("POST", "/pull", {"wait": 61}, "k"), 422, "idempotency_key_reused", "Idempotency-Key")
         assert shard.calls("leave") == []
 
@@ -508,16 +508,14 @@ def test_wait_again_over_realms_under_one_key_takes_the_place_of_the_first(tmp_p
         first, second, [shard] = await front.connect(), await front.connect(), front.shards
         shard.answers |= {"recall": NOT_KEPT, "peek": (200, [], 0)}
         first.send("POST", "/pull", {"wait": 60}, "k")
-        waits = [await shard.call("wait_ready")]
+        waits = [await shard.call("pull_waiting")]
         second.send("POST", "/pull", {"wait": 60}, "k")
         assert (await first.answer()).json == NONE
-        waits.append(await shard.call("wait_ready", 2))
+        waits.append(await shard.call("pull_waiting", 2))
         assert shard.calls("leave")[0].params == [waits[0].request_id]
-        pulls_one(shard)
-        shard.reply(waits[1], {})
+        shard.reply(waits[1], LEASED[1], extra=5)
         assert (await second.answer()).json == {"jobs": [JOB]}
-        [leasing] = shard.calls("lease_peeked")
-        assert leasing.once == shard.calls("recall")[1].once
+        assert waits[1].once == shard.calls("recall")[1].once
 
     run(tmp_path, test)
 
@@ -674,24 +672,75 @@ def test_pull_over_realms_with_wrong_field_is_refused_before_any_shard_is_asked(
     run(tmp_path, test)
 
 
-def test_pull_over_realms_that_waits_pulls_again_once_one_shard_is_ready(tmp_path: Path) -> None:
+HOMES = [next(name for name in "abcdefgh" if placement.home(name, 2) == home) for home in (0, 1)]
+
+
+def nothing_yet(*shards: StandIn) -> None:
+    for shard in shards:
+        shard.answers |= {"recall": NOT_KEPT, "peek": (200, [], 0)}
+
+
+def given(*jobs: tuple[str, Any], realm: str = "r") -> list[tuple[int, dict[str, Any]]]:
+    """What a shard says that it leased: (job id, queue id) each."""
+    return [(n, JOB | {"job_id": job_id, "queue_id": queue, "realm": realm}) for n, (job_id, queue) in enumerate(jobs)]
+
+
+def jobs_of(answer: Answer) -> list[str]:
+    return [job["job_id"] for job in answer.json["jobs"]]
+
+
+def test_pull_over_realms_that_waits_is_given_what_one_shard_leased_and_leaves_the_others(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, shards = await front.connect(), front.shards
-        for shard in shards:
-            shard.answers["peek"] = (200, [], 0)
-        client.send("POST", "/pull", {"wait": 60, "max_queue": 3, "queues": [1], "tags": ["t"]})
-        waits = [await shard.call("wait_ready") for shard in shards]
+        nothing_yet(*shards)
+        body = {"count": 2, "max_queue": 3, "queues": [1], "tags": ["t"], "lease_time": 2.5, "worker": "w1"}
+        client.send("POST", "/pull", {"wait": 60, **body}, "k")
+        waits = [await shard.call("pull_waiting") for shard in shards]
         for wait in waits:
-            *filters, seconds = wait.params
-            assert (wait.realm, filters) == ("", [3, [1], ["t"], None])
-            assert 50 < seconds <= 60
-        home = placement.home("r", 2)
-        pulls_one(shards[home])
-        shards[home].reply(waits[home], {})
-        assert (await client.answer()).json == {"jobs": [JOB]}
-        assert shards[1 - home].calls("leave")[0].params == [waits[1 - home].request_id]
-        assert shards[home].calls("leave") == []
+            assert (wait.realm, wait.params) == ("", [None, 2, 3, [1], ["t"], 2.5, "w1", 60])
+            assert wait.once == shards[0].calls("recall")[0].once
+            assert 0 < wait.waited < 5
+        shards[1].reply(waits[1], given(("a", 1), ("b", 1)), extra=5)
+        assert jobs_of(await client.answer()) == ["a", "b"]
+        assert (await shards[0].call("leave")).params == [waits[0].request_id]
+        assert shards[1].calls("leave") == []
         assert front.app.waiting == set()
+        shards[0].reply(waits[0], given(("c", 0), realm="q"), extra=6)  # it crossed the leave
+        undo = await shards[placement.home("q", 2)].call("undo_pull")
+        assert (undo.realm, undo.params) == ("q", [6, [["c", 0]], "k"])
+        assert [len(shard.calls("peek")) for shard in shards] == [1, 1]
+
+    run(tmp_path, test, shard_count=2)
+
+
+@pytest.mark.parametrize(
+    ("said", "parts", "returned", "undone"),
+    [
+        ({"count": 1}, [[("a", 5)], [("b", 2)]], ["b"], 0),
+        ({"count": 1}, [[("a", 5)], [("b", "text")]], ["a"], 1),
+        ({"count": 3}, [[("a", 0), ("b", 4)], [("c", 2)]], ["a", "c", "b"], None),
+        ({"count": 3}, [[("a", 1), ("b", 1)], [("c", 0), ("d", 2)]], ["c", "d"], 0),
+        ({"count": 9}, [[("a", 1)], [("a", 2)]], ["a", "a"], None),
+        ({"count": 9, "distinct": True}, [[("a", 1)], [("a", 0), ("b", 1)]], ["a", "b"], 0),
+    ],
+)
+def test_pull_over_realms_that_two_shards_answer_at_once_gives_back_what_is_too_much(
+    tmp_path: Path, said: Any, parts: Any, returned: list[str], undone: int | None
+) -> None:
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        nothing_yet(*shards)
+        client.send("POST", "/pull", {"wait": 60, **said})
+        waits = [await shard.call("pull_waiting") for shard in shards]
+        for shard, wait, part, realm in zip(shards, waits, parts, HOMES, strict=True):
+            shard.reply(wait, given(*part, realm=realm), extra=5)
+        assert jobs_of(await client.answer()) == returned
+        if undone is not None:
+            undo = await shards[undone].call("undo_pull")
+            assert (undo.realm, undo.params) == (HOMES[undone], [5, [list(job) for job in parts[undone]], ""])
+        shards[0].answers["get_status"] = DONE
+        await client.ask("GET", f"/{HOMES[0]}/status")
+        assert sum(len(shard.calls("undo_pull")) for shard in shards) == (undone is not None)
 
     run(tmp_path, test, shard_count=2)
 
@@ -699,11 +748,10 @@ def test_pull_over_realms_that_waits_pulls_again_once_one_shard_is_ready(tmp_pat
 def test_pull_over_realms_that_waits_asks_only_shards_concerned(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, shards = await front.connect(), front.shards
-        realm = next(name for name in "abcdefgh" if placement.home(name, 2) == 1)
-        shards[1].answers["peek"] = (200, [], 0)
-        client.send("POST", "/pull", {"wait": 60, "realms": [realm]})
-        wait = await shards[1].call("wait_ready")
-        assert wait.params[:4] == [None, None, None, [realm]]
+        nothing_yet(shards[1])
+        client.send("POST", "/pull", {"wait": 60, "realms": [HOMES[1]]})
+        wait = await shards[1].call("pull_waiting")
+        assert wait.params[0] == [HOMES[1]]
         assert shards[0].asked == []
         client.close()
         assert (await shards[1].call("leave")).params == [wait.request_id]
@@ -711,41 +759,124 @@ def test_pull_over_realms_that_waits_asks_only_shards_concerned(tmp_path: Path) 
     run(tmp_path, test, shard_count=2)
 
 
-def test_pull_over_realms_that_waits_finds_nothing_when_told_and_waits_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pulls, "PAUSE_SECONDS", 0.001)
+def test_pull_over_realms_that_waits_follows_a_realm_that_moves_and_keeps_its_place(tmp_path: Path) -> None:
+    names = [name for name in "abcdefgh" if placement.home(name, 2) == 0][:2]
 
     async def test(front: Frontend) -> None:
-        client, [shard] = await front.connect(), front.shards
-        shard.answers["peek"] = (200, [], 0)
-        client.send("POST", "/pull", {"wait": 60})
-        shard.reply(await shard.call("wait_ready"), {})
-        again = await shard.call("wait_ready", 2)
-        assert len(shard.calls("peek")) == 2
-        pulls_one(shard)
-        shard.reply(again, {})
-        assert (await client.answer()).json == {"jobs": [JOB]}
+        client, [first, second] = await front.connect(), front.shards
+        nothing_yet(first, second)
+        client.send("POST", "/pull", {"wait": 60, "realms": [*names, HOMES[1]]})
+        before = [await shard.call("pull_waiting") for shard in (first, second)]
+        await asyncio.sleep(0.02)
+        first.reply(before[0], names[1].encode(), MOVED, extra=1)
+        after = [await shard.call("pull_waiting", 2) for shard in (first, second)]
+        assert [wait.params[0] for wait in after] == [[names[0]], [names[1], HOMES[1]]]
+        assert all(wait.waited >= before[0].waited + 0.02 and wait.params[-1] == 60 for wait in after)
+        assert [left.params for left in second.calls("leave")] == [[before[1].request_id]]
+        second.reply(before[1], [])
+        second.reply(after[1], given(("x", 0), realm=names[1]), extra=5)
+        assert jobs_of(await client.answer()) == ["x"]
+        assert (await first.call("leave")).params == [after[0].request_id]
 
-    run(tmp_path, test)
+    run(tmp_path, test, shard_count=2)
+
+
+def test_pull_that_waits_follows_a_realm_that_moves_and_keeps_its_place(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        client.send("POST", f"/{HOMES[0]}/pull", {"wait": 300})
+        waiting = await shards[0].call("pull")
+        assert waiting.waited == 0
+        await asyncio.sleep(0.02)
+        shards[0].reply(waiting, HOMES[0].encode(), MOVED, extra=1)
+        assert 0.02 <= (await shards[1].call("pull")).waited < 5
+
+    run(tmp_path, test, shard_count=2)
+
+
+def test_pull_over_realms_that_waits_for_a_realm_that_never_settles_is_503(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        nothing_yet(*shards)
+        for shard, target in ((0, 1), (1, 0)):
+            shards[shard].answers["pull_waiting"] = (MOVED, HOMES[0].encode(), target)
+        refused(await client.ask("POST", "/pull", {"wait": 60, "realms": [HOMES[0]]}), 503, "shard_unavailable")
+
+    run(tmp_path, test, shard_count=2)
+
+
+@pytest.mark.parametrize("key", ["k", None])
+@pytest.mark.parametrize("gives", [True, False])
+def test_pull_over_realms_that_a_shard_refuses_is_refused_unless_another_gave_jobs(
+    tmp_path: Path, key: str | None, gives: bool
+) -> None:
+    full = {"error": 507, "exception": "OSError", "message": "full", "code": "storage_full"}
+
+    async def test(front: Frontend) -> None:
+        client, [first, second] = await front.connect(), front.shards
+        nothing_yet(first, second)
+        client.send("POST", "/pull", {"wait": 60}, key)
+        waits = [await shard.call("pull_waiting") for shard in (first, second)]
+        first.reply(waits[0], full, 507)
+        if gives:
+            second.reply(waits[1], given(("x", 0)), extra=5)
+        answer = await client.answer()
+        if gives:
+            assert jobs_of(answer) == ["x"]
+        else:
+            refused(answer, 507, "storage_full")
+            assert (await second.call("leave")).params == [waits[1].request_id]
+
+    run(tmp_path, test, shard_count=2)
 
 
 def test_pull_over_realms_that_waits_in_vain_answers_empty_when_time_is_up(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards
-        shard.answers["peek"] = (200, [], 0)
-        answer = await client.ask("POST", "/pull", {"wait": 0.05})  # this shard never answers wait_ready
+        nothing_yet(shard)
+        answer = await client.ask("POST", "/pull", {"wait": 0.05})  # this shard never answers
         assert (answer.status, answer.json) == (200, NONE)
-        assert shard.calls("leave")[0].params == [shard.calls("wait_ready")[0].request_id]
+        assert shard.calls("leave")[0].params == [shard.calls("pull_waiting")[0].request_id]
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("end", ["time", "drain"])
+def test_pull_over_realms_that_is_left_takes_what_it_was_leased_meanwhile(tmp_path: Path, end: str) -> None:
+    async def test(front: Frontend) -> None:
+        client, [shard] = await front.connect(), front.shards
+        nothing_yet(shard)
+        client.send("POST", "/pull", {"wait": 0.05 if end == "time" else 60})
+        wait = await shard.call("pull_waiting")
+        draining = asyncio.ensure_future(front.app.drain(9)) if end == "drain" else None
+        await shard.call("leave")
+        shard.reply(wait, given(("x", 0)), extra=5)
+        assert jobs_of(await client.answer()) == ["x"]
+        if draining is not None:
+            await draining
+        assert shard.calls("undo_pull") == []
+
+    run(tmp_path, test)
+
+
+def test_pull_over_realms_that_no_shard_lets_wait_is_answered(tmp_path: Path) -> None:
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        nothing_yet(*shards)
+        client.send("POST", "/pull", {"wait": 60})
+        for shard in shards:
+            shard.reply(await shard.call("pull_waiting"), [])
+        assert (await client.answer()).json == NONE
+        assert [len(shard.calls("pull_waiting")) for shard in shards] == [1, 1]
+
+    run(tmp_path, test, shard_count=2)
 
 
 @pytest.mark.parametrize("body", [{}, {"wait": 0}, {"wait": 60, "count": 0}])
 def test_pull_over_realms_that_does_not_wait_asks_once(tmp_path: Path, body: Any) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards
-        shard.answers["peek"] = (200, [], 0)
+        nothing_yet(shard)
         assert (await client.ask("POST", "/pull", body)).json == NONE
         assert [request.operation for request in shard.asked] == ["peek"]
 
@@ -755,9 +886,9 @@ def test_pull_over_realms_that_does_not_wait_asks_once(tmp_path: Path, body: Any
 def test_drain_answers_pull_over_realms_that_waits(tmp_path: Path) -> None:
     async def test(front: Frontend) -> None:
         client, [shard] = await front.connect(), front.shards
-        shard.answers["peek"] = (200, [], 0)
+        nothing_yet(shard)
         client.send("POST", "/pull", {"wait": 60})
-        wait = await shard.call("wait_ready")
+        wait = await shard.call("pull_waiting")
         await front.app.drain(9)
         assert (await client.answer()).json == NONE
         assert (await shard.call("leave")).params == [wait.request_id]
@@ -765,18 +896,25 @@ def test_drain_answers_pull_over_realms_that_waits(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_close_while_pull_over_realms_waits_leaves_all_shards_and_pulls_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [True, False])
+def test_close_while_pull_over_realms_waits_leaves_all_shards_and_keeps_no_job(
+    tmp_path: Path, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "LEAVING_SECONDS", 0.001 if late else 9.0)
+
     async def test(front: Frontend) -> None:
         client, shards = await front.connect(), front.shards
-        for shard in shards:
-            shard.answers["peek"] = (200, [], 0)
-        client.send("POST", "/pull", {"wait": 60})
-        waits = [await shard.call("wait_ready") for shard in shards]
+        nothing_yet(*shards)
+        client.send("POST", "/pull", {"wait": 60}, "k")
+        waits = [await shard.call("pull_waiting") for shard in shards]
         client.close()
         for shard, wait in zip(shards, waits, strict=True):
             assert (await shard.call("leave")).params == [wait.request_id]
-            shard.reply(wait, {})
-        await until(lambda: front.app.waiting == set())
+        if late:
+            await until(lambda: front.app.waiting == set())
+        shards[0].reply(waits[0], given(("x", 0), realm=HOMES[0]), extra=5)
+        shards[1].reply(waits[1], [])
+        assert (await shards[0].call("undo_pull")).params == [5, [["x", 0]], "k"]
         assert [len(shard.calls("peek")) for shard in shards] == [1, 1]
 
     run(tmp_path, test, shard_count=2)
@@ -785,24 +923,36 @@ def test_close_while_pull_over_realms_waits_leaves_all_shards_and_pulls_no_more(
 def test_lose_one_shard_while_pull_over_all_realms_waits_goes_on_with_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pulls, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(pulls, "STARTING_SECONDS", 0.05)
+    monkeypatch.setattr(line, "STARTING_SECONDS", 0.05)
 
     async def test(front: Frontend) -> None:
         client, shards = await front.connect(), front.shards
-        away = 1 - placement.home("r", 2)
-        for shard in shards:
-            shard.answers["peek"] = (200, [], 0)
+        nothing_yet(*shards)
         client.send("POST", "/pull", {"wait": 60})
+        waits = [await shard.call("pull_waiting") for shard in shards]
+        await shards[0].stop()
+        await asyncio.sleep(0.1)
+        assert len(shards[1].calls("pull_waiting")) == 1, "it kept its place"
+        await shards[0].start()
+        again = await shards[0].call("pull_waiting", 2)  # asked again once it is there
+        assert again.waited > waits[0].waited
+        shards[1].reply(waits[1], given(("x", 0)), extra=5)
+        assert jobs_of(await client.answer()) == ["x"]
+
+    run(tmp_path, test, shard_count=2)
+
+
+@pytest.mark.parametrize("realms", [None, HOMES])
+def test_lose_all_shards_that_a_pull_over_realms_waits_for_is_503(tmp_path: Path, realms: list[str] | None) -> None:
+    async def test(front: Frontend) -> None:
+        client, shards = await front.connect(), front.shards
+        nothing_yet(*shards)
+        client.send("POST", "/pull", {"wait": 60, "realms": realms})
         for shard in shards:
-            await shard.call("wait_ready")
-        await shards[away].stop()
-        await shards[1 - away].call("wait_ready", 2)
-        await shards[away].start()
-        await shards[away].call("wait_ready", 2)  # asked again once it is there
-        pulls_one(shards[1 - away])
-        shards[1 - away].reply(shards[1 - away].calls("wait_ready")[-1], {})
-        assert (await client.answer()).json == {"jobs": [JOB]}
+            await shard.call("pull_waiting")
+        for shard in shards[: 1 if realms else 2]:
+            await shard.stop()
+        refused(await client.answer(), 503, "shard_unavailable")
 
     run(tmp_path, test, shard_count=2)
 

@@ -38,7 +38,8 @@ def waiting(server: Server, realm: str) -> list[str]:
 
 # -- pull ----------------------------------------------------------------------------------------------------------
 
-PULLS = ["GET", "POST"]
+PULLS = ["GET", "POST", "distinct POST"]
+DISTINCT = ["GET", "distinct POST"]
 
 
 def pull(server: Server, way: str, realms: list[str], count: int, max_queue: Any = None) -> list[tuple[Any, ...]]:
@@ -48,6 +49,7 @@ def pull(server: Server, way: str, realms: list[str], count: int, max_queue: Any
         reply = ask(server, "GET", f"/job?count={count}&realms={','.join(realms)}{last}").ok()
         return [(job_id, *rest) for job_id, rest in reply.items()]
     wanted = {"count": count, "realms": realms, **({} if max_queue is None else {"max_queue": max_queue})}
+    wanted |= {"distinct": True} if way == "distinct POST" else {}
     jobs = ask(server, "POST", "/pull", wanted).ok()["jobs"]
     return [(job["job_id"], job["realm"], job["queue_id"], job["data"]) for job in jobs]
 
@@ -74,8 +76,8 @@ def test_pull_over_shards_leases_exactly_what_it_returns(server: Server, realms:
     assert left == everything - {(job_id, realm) for job_id, realm, *_ in pulled}
 
 
-@pytest.mark.parametrize("way", PULLS)
-def test_pull_over_shards_with_one_id_in_many_realms_returns_it_once(
+@pytest.mark.parametrize("way", DISTINCT)
+def test_pull_over_shards_that_is_distinct_returns_one_id_in_many_realms_once(
     server: Server, realms: list[str], way: str
 ) -> None:
     add(server, *((realm, "same", 3 - number) for number, realm in enumerate(realms)))
@@ -86,8 +88,27 @@ def test_pull_over_shards_with_one_id_in_many_realms_returns_it_once(
     ]
 
 
-@pytest.mark.parametrize("way", PULLS)
-def test_pull_over_shards_with_one_id_in_two_realms_serves_it_where_it_comes_first(
+@pytest.mark.parametrize("key", [None, "same ids"])
+@pytest.mark.parametrize("count", [10, 3])
+def test_pull_over_shards_returns_all_jobs_of_one_id(
+    server: Server, realms: list[str], count: int, key: str | None
+) -> None:
+    add(server, *((realm, "same", 3 - number) for number, realm in enumerate(realms)))
+    add(server, (realms[0], "same", 9), (realms[0], "other", 9))
+    headers = {} if key is None else {"Idempotency-Key": f"{key} {realms[0]} {count}"}
+    body = {"count": count, "realms": realms, "distinct": False}
+    given = ask(server, "POST", "/pull", body, headers).ok()["jobs"]
+    found = [(job["realm"], job["job_id"], job["queue_id"]) for job in given]
+    expected = [(realm, "same", number) for number, realm in enumerate(reversed(realms))]
+    assert found == [*expected, (realms[0], "other", 9)][:count]
+    if key is not None:
+        assert ask(server, "POST", "/pull", body, headers).ok()["jobs"] == given
+    left = [job["job_id"] for job in ask(server, "POST", "/pull", {"count": 10, "realms": realms}).ok()["jobs"]]
+    assert left == (["same"] if count == 10 else ["same", "other"])
+
+
+@pytest.mark.parametrize("way", DISTINCT)
+def test_pull_over_shards_that_is_distinct_serves_one_id_in_two_realms_where_it_comes_first(
     server: Server, realms: list[str], way: str
 ) -> None:
     a, _, c, _ = realms

@@ -283,7 +283,8 @@ def test_leave_pull_while_its_shard_stands_still_has_its_jobs_given_back(own: Se
     """The shard finds both at once: the pull of a client that is gone, or the job that it waited for. Leases last."""
     shard = shard_pids(own)[0]
     for seed in STANDING_SEEDS:
-        ways = WAYS if instant == "pull then leave" else WAITING[:2]  # the others ask again when they are told of a job
+        # Where the job is there before the client leaves, one over realms is answered by the other shard.
+        ways = {"pull then leave": WAYS, "add then leave": WAITING[:2], "leave then add": WAITING}[instant]
         leaver = Leaver(own, seed, HOUR, ways[seed % len(ways)])
         adding: list[socket.socket] = []
         if instant == "pull then leave":

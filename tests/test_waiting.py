@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from shard_rig import (
     pin,
 )
 
+from restq.placement import home
 from restq.protocol import MOVED
 from restq.shards import leasing, mailboxes, waking
 from restq.shards import shard as shard_module
@@ -38,9 +40,37 @@ def waiting_tag(rig: Rig, realm: str, tag: str, seconds: str = "60") -> int:
     return rig.waiting("get_tag", realm, [tag, seconds])
 
 
-def waiting_several(rig: Rig, *said: Any, seconds: float = 60.0) -> int:
-    """What a pull over several realms sends to wait; `said`: last queue, queues, tags, realms."""
-    return rig.waiting("wait_ready", "", [*said, *[None] * (4 - len(said)), seconds])
+def send_several(
+    rig: Rig,
+    realms: list[str] | None = None,
+    count: int = 1,
+    seconds: float = 60.0,
+    once: Sequence[str] = (),
+    waited: float = 0,
+    sender: Sender | None = None,
+    **said: Any,
+) -> int:
+    """What a front end sends for a pull over several realms, or all, that waits."""
+    filters = [said.get(name) for name in ("max_queue", "queues", "tags", "lease_time", "worker")]
+    filters[-1] = filters[-1] or ""
+    return rig.send("pull_waiting", "", [realms, count, *filters, seconds], b"", once, sender, waited)
+
+
+def waiting_several(rig: Rig, realms: list[str] | None = None, **said: Any) -> int:
+    """The same, which must then wait."""
+    request_id = send_several(rig, realms, **said)
+    rig.run()
+    assert request_id not in rig.replies, rig.replies[request_id]
+    return request_id
+
+
+def several_given(rig: Rig, request_id: int) -> list[tuple[str, str]] | None:
+    """The realm and id of each job that a pull over several realms was answered with; None if it still waits."""
+    if request_id not in rig.replies:
+        return None
+    found = rig.read(request_id)
+    assert [index for index, _ in found] == list(range(len(found)))
+    return [(job["realm"], job["job_id"]) for _, job in found]
 
 
 # -- who is answered -------------------------------------------------------------------------------------------------
@@ -287,7 +317,7 @@ def test_many_leases_that_end_at_once_are_not_settled_in_one_turn_for_the_sake_o
     rig.add(A, *ids(100))
     rig.leases(A, 100, lease_time=20)
     waiter = rig.waiting_pull(A, queues=[7])
-    several = waiting_several(rig, None, [7])
+    several = waiting_several(rig, queues=[7])
     rig.now += 20
     counts = []
     while rig.busy:
@@ -376,7 +406,7 @@ def test_front_end_that_is_gone_waits_for_nothing_and_takes_no_job(rig: Rig) -> 
     other = Sender()
     gone = [rig.send("pull", A, [], {"wait": 60}, sender=other) for _ in range(3)]
     rig.send("get_tag", A, ["t", "60"], sender=other)
-    rig.send("wait_ready", "", [None, None, None, None, 60.0], sender=other)
+    send_several(rig, sender=other)
     rig.run()
     there = rig.waiting_pull(A)
     before = rig.shard.next_deadline()
@@ -475,7 +505,9 @@ def test_wait_in_realm_that_moves_is_told_where_it_went() -> None:
     source.add(HOME_0, "x", tags=["t"])
     source.pull(HOME_0)
     waiters = [source.waiting_pull(HOME_0), waiting_tag(source, HOME_0, "t")]
-    several = waiting_several(source, None, None, None, [HOME_0])
+    stays = next(name for name in ids(20) if home(name, 2) == 0 and name != HOME_0)
+    several = waiting_several(source, [stays, HOME_0])
+    everywhere = waiting_several(source)
     pin(source, HOME_0, 1)
     source.run()
     assert not any(waiter in source.replies for waiter in waiters)
@@ -483,6 +515,8 @@ def test_wait_in_realm_that_moves_is_told_where_it_went() -> None:
     source.run()
     for waiter in (*waiters, several):
         assert (source.replies[waiter].status, source.replies[waiter].extra) == (MOVED, 1)
+        assert source.replies[waiter].body.decode() == HOME_0
+    assert everywhere not in source.replies
     there = target.waiting_pull(HOME_0)
     target.add(HOME_0, "y")
     assert target.given(there) == ["y"]
@@ -515,21 +549,22 @@ def test_lease_that_runs_out_during_a_move_wakes_in_the_new_shard() -> None:
 def test_full_disk_lets_those_who_wait_wait_on(rig: Rig) -> None:
     rig.add(A, "x", tags=["t"])
     [lease] = rig.leases(A)
-    pull, tag, several = rig.waiting_pull(A), waiting_tag(rig, A, "t"), waiting_several(rig)
+    pull, tag, several = rig.waiting_pull(A), waiting_tag(rig, A, "t"), waiting_several(rig, [A, C])
     lost = rig.send("add_job", B, ["lost"], {"queue_id": 0})
     assert rig.full_turn() == [lost], "the one that had to wake is not told of a job that is not kept"
     rig.run()
     assert len({pull, tag, several} & set(rig.replies)) == 0
     rig.add(A, "y")
     assert rig.given(pull) == ["y"]
-    rig.add(B, "z")
-    assert rig.read(several) == {}
+    rig.add(C, "z")
+    assert several_given(rig, several) == [(C, "z")]
     rig.ask("ack", A, [], {"leases": [lease]})
     assert rig.read(tag)["count"] == 0
 
 
-def test_full_disk_takes_back_the_job_that_a_waiter_was_to_get(rig: Rig) -> None:
-    waiter = rig.waiting_pull(A)
+@pytest.mark.parametrize("over_realms", [False, True])
+def test_full_disk_takes_back_the_job_that_a_waiter_was_to_get(rig: Rig, over_realms: bool) -> None:
+    waiter = waiting_several(rig) if over_realms else rig.waiting_pull(A)
     added = rig.send("add_job", A, ["lost"], {"queue_id": 0})
     assert sorted(rig.full_turn()) == sorted([added, waiter])
     assert {rig.replies[request].status for request in (added, waiter)} == {507}
@@ -555,7 +590,7 @@ def test_full_disk_changes_nothing_for_those_who_wait_for_several_realms(rig: Ri
     rig.add(A, "x", expires_in=10)
     rig.add(A, "y", "z", queue=1, max_attempts=1)
     rig.leases(A, 2, queues=[1], lease_time=10)
-    several = waiting_several(rig, None, [7])
+    several = waiting_several(rig, queues=[7])
     rig.shard.set_room(Room.NONE)
     rig.now += 10
     for operation, params in (("get_stats", []), ("peek", [5, None, None, None, None])):
@@ -575,43 +610,186 @@ def test_full_disk_changes_nothing_for_those_who_wait_for_several_realms(rig: Ri
 # -- several realms --------------------------------------------------------------------------------------------------
 
 
-def test_wait_for_several_realms_is_told_once_and_leases_nothing(rig: Rig) -> None:
-    everybody = [waiting_several(rig) for _ in range(3)]
-    some, none = waiting_several(rig, None, None, None, [B]), waiting_several(rig, 3, [9], ["t"], None)
-    rig.add(A, "x")
-    assert [rig.read(request) for request in everybody] == [{}] * 3
+def test_wait_for_several_realms_is_leased_the_first_jobs_that_come(rig: Rig) -> None:
+    everybody = [waiting_several(rig, count=2, lease_time=7, worker="wörker") for _ in range(3)]
+    some, none = waiting_several(rig, [C, B]), waiting_several(rig, max_queue=3, queues=[9], tags=["t"])
+    rig.now += 10
+    rig.add(A, "x", "y", "z", data={"a": 1}, tags=["u"])
+    assert [several_given(rig, request) for request in everybody] == [[(A, "x"), (A, "y")], [(A, "z")], None]
     assert not {some, none} & set(rig.replies)
-    assert rig.list(A)[0]["queues"][0]["state"] == "ready"
-    rig.add(B, "y", queue=9, tags=["t"])
-    assert rig.read(some) == {}
+    [[_, job]] = rig.read(everybody[1])
+    assert (job["data"], job["tags"], job["attempt"]) == ({"a": 1}, ["u"], 1)
+    assert job["lease_expires_at"] == NOW + 17
+    assert rig.list(A)[0]["queues"][0]["worker"] == "wörker"
+    assert rig.replies[everybody[1]].extra > 0, "the front end can undo it"
+    assert rig.ask("ack", A, [], {"leases": [job["lease_id"]]})["acked"] == [job["lease_id"]]
+    rig.add(B, "of b", queue=9, tags=["t"])
+    assert several_given(rig, everybody[2]) == [(B, "of b")]
+    rig.add(B, "again")
+    assert several_given(rig, some) == [(B, "again")]
+    rig.add(C, "y", queue=9, tags=["t"])
     assert none not in rig.replies, "queue 9 is after the last one that it asks for"
 
 
-def test_wait_for_several_realms_is_told_when_a_delay_ends(rig: Rig) -> None:
+def test_wait_for_one_or_several_realms_is_served_in_the_order_of_arrival(rig: Rig) -> None:
+    waiters = [
+        waiting_several(rig, [A]),
+        rig.waiting_pull(A),
+        waiting_several(rig, [B, C, A]),
+        waiting_several(rig),
+        rig.waiting_pull(A, worker="w"),
+        waiting_several(rig, [A]),
+        waiting_several(rig, [B, C, A], count=5),
+    ]
+    for count in range(len(waiters)):
+        assert [waiter in rig.replies for waiter in waiters] == [True] * count + [False] * (len(waiters) - count)
+        rig.add(A, f"job {count}")
+
+
+def test_wait_for_overlapping_realms_is_served_in_the_order_of_arrival(rig: Rig) -> None:
+    first, second, third = (waiting_several(rig, realms) for realms in ([A, B], [C, "d", A], [A]))
+    rig.add(A, "x", "y")
+    assert [several_given(rig, waiter) for waiter in (first, second, third)] == [[(A, "x")], [(A, "y")], None]
+    rig.add("d", "z")
+    assert third not in rig.replies
+    rig.add(A, "z")
+    assert several_given(rig, third) == [(A, "z")]
+
+
+def test_wait_for_several_realms_is_not_overtaken_though_others_keep_coming(rig: Rig) -> None:
+    several = waiting_several(rig, [A])
+    workers = [rig.waiting_pull(A) for _ in range(2)]
+    rig.add(A, "x")
+    assert [several_given(rig, several), *map(rig.given, workers)] == [[(A, "x")], None, None]
+
+
+def test_wait_for_several_realms_takes_what_is_there_from_where_it_comes_first(rig: Rig) -> None:
+    rig.add(A, "late", queue=5)
+    rig.add(B, "first", queue=2)
+    rig.now += 1
+    rig.add(C, "young", queue=2)
+    rig.add(B, "next", queue=7)
+    assert several_given(rig, rig_run(rig, send_several(rig, count=9))) == [(B, "first"), (B, "next")]
+    assert several_given(rig, rig_run(rig, send_several(rig, [A, C], count=9))) == [(C, "young")]
+    assert several_given(rig, rig_run(rig, send_several(rig, [A, C], count=9, max_queue=4, seconds=0))) == []
+
+
+def rig_run(rig: Rig, request_id: int) -> int:
+    rig.run()
+    return request_id
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_wait_for_several_realms_of_which_one_is_held_is_served_after_the_task(rig: Rig) -> None:
+    rig.add(A, *ids(55), queue=1, tags=["t"])
+    rig.add(A, "later", queue=0, delay=5)
+    removal = rig.send("remove_tagged_jobs", A, ["t"])
+    rig.turn()
+    several = send_several(rig, [A, B], queues=[0])
+    rig.now += 5
+    rig.turn()
+    single = rig.send("pull", A, [], {"wait": 60})
+    rig.turn()
+    assert several not in rig.replies, "the realm is held"
+    rig.run()
+    assert several_given(rig, several) == [(A, "later")]
+    assert rig.answered.index(removal) < rig.answered.index(several)
+    assert rig.given(single) is None
+
+
+def test_wait_for_several_realms_is_leased_a_job_when_its_delay_or_the_lease_of_another_ends(rig: Rig) -> None:
     rig.add(A, "x", delay=5)
-    request = waiting_several(rig)
+    requests = [waiting_several(rig) for _ in range(2)]
     assert rig.shard.next_deadline() == NOW + 5
     rig.run_until(NOW + 5)
-    assert rig.read(request) == {}
+    [[_, job]] = rig.read(requests[0])
+    rig.run_until(job["lease_expires_at"] - 560)
+    rig.ask("nack", A, [], {"leases": [job["lease_id"]]})
+    assert rig.read(requests[1])[0][1]["attempt"] == 2
 
 
-def test_wait_for_several_realms_is_told_of_jobs_that_come_with_a_realm() -> None:
+def test_wait_for_several_realms_is_leased_jobs_that_come_with_a_realm() -> None:
     source, target = Rig(0, 2), Rig(1, 2)
     source.add(HOME_0, "x")
-    request, late = waiting_several(target), waiting_several(target, None, [7])
+    request, late = waiting_several(target), waiting_several(target, queues=[7])
     move(source, target, HOME_0)
-    assert target.read(request) == {}
+    assert several_given(target, request) == [(HOME_0, "x")]
     assert late not in target.replies
 
 
 def test_wait_for_several_realms_ends_with_its_time_or_when_it_is_left(rig: Rig) -> None:
-    short, left = waiting_several(rig, seconds=5.0), waiting_several(rig, 4)
+    short, left = waiting_several(rig, seconds=5.0), waiting_several(rig, max_queue=4)
     rig.leave(left)
     rig.turn()
-    assert left in rig.replies
+    assert several_given(rig, left) == []
     rig.run_until(NOW + 5)
-    assert short in rig.replies
+    assert several_given(rig, short) == []
     assert rig.row_count() == 0
+    rig.add(A, "x")
+    assert rig.ids(A, "ready") == ["x"]
+
+
+def test_wait_for_several_realms_that_was_left_is_undone_and_passes_its_job_on(rig: Rig) -> None:
+    several, after = waiting_several(rig, [A, B]), waiting_several(rig, [A])
+    rig.add(A, "x")
+    rig.leave(several)  # it crossed the reply
+    rig.ask("undo_pull", A, [rig.replies[several].extra, [["x", 0]], ""])
+    assert several_given(rig, after) == [(A, "x")]
+    assert rig.read(after)[0][1]["attempt"] == 1
+
+
+def test_wait_that_waited_elsewhere_before_is_served_by_when_it_came(rig: Rig) -> None:
+    here = rig.waiting_pull(A)
+    rig.now += 10
+    later = rig.send("pull", A, [], {"wait": 60, "worker": "moved"}, waited=5)
+    before = send_several(rig, [A], seconds=30, waited=11)
+    same = rig.send("pull", A, [], {"wait": 60}, waited=12)
+    rig.run()
+    assert rig.shard.next_deadline() == NOW - 1 + 30, "the time that it waited counts"
+    for number, request in enumerate((same, before, here, later)):
+        assert request not in rig.replies
+        rig.add(A, f"job {number}")
+        assert request in rig.replies
+
+
+def test_full_disk_gives_nobody_what_is_not_kept(rig: Rig) -> None:
+    rig.add(A, "x", delay=10)
+    rig.add(B, "y", delay=10)
+    waiters = [waiting_several(rig, [A]), rig.waiting_pull(B)]
+    rig.shard.set_room(Room.NONE)
+    rig.now += 10
+    for _ in range(2):
+        looked = rig.send("peek", "", [5, None, None, None, None])
+        rig.shard.turn(rig.now)
+        assert len(rig.shard.take_changes()) == 0
+        rig._hand_out(rig.shard.outbox)
+        assert looked in rig.replies
+        assert not set(waiters) & set(rig.replies)
+        assert not rig.busy
+    rig.shard.set_room(Room.ENOUGH)
+    rig.run()
+    assert several_given(rig, waiters[0]) == [(A, "x")]
+    assert rig.given(waiters[1]) == ["y"]
+
+
+def test_full_disk_lets_those_who_wait_keep_their_order(rig: Rig) -> None:
+    waiters = []
+    for number in range(12):
+        realms = [[A], [A, B], None][number % 3]
+        waiters.append(waiting_several(rig, realms) if number % 4 else rig.waiting_pull(A))
+    for _ in range(2):
+        late = rig.send("pull", A, [], {"wait": 60})
+        rig.send("add_job", B, ["lost"], {"queue_id": 5, "delay": 500})
+        rig.full_turn()
+        waiters.append(late)
+    rig.run()
+    waiting = [waiter for waiter in waiters if waiter not in rig.replies]
+    assert waiting[:12] == waiters[:12]
+    for number in range(len(waiting)):
+        rig.add(A, f"job {number}")
+        assert [waiter in rig.replies for waiter in waiting] == [True] * (number + 1) + [False] * (
+            len(waiting) - number - 1
+        )
 
 
 # -- the same request once more --------------------------------------------------------------------------------------
@@ -637,6 +815,52 @@ def test_pull_that_waited_in_vain_under_its_key_is_tried_anew(rig: Rig) -> None:
     assert rig.given(rig.send("pull", A, [], {"wait": 5}, KEY)) is None
     rig.run()
     assert rig.given(rig.answered[-1]) == ["x"]
+
+
+def test_pull_over_realms_sent_again_under_its_key_takes_the_place_of_the_one_that_waits(rig: Rig) -> None:
+    other = Sender()
+    first = send_several(rig, [A, B], once=KEY, sender=other)
+    rig.run()
+    second, third = waiting_several(rig, [A, B], once=KEY), waiting_several(rig, [A, B], once=("another key", "digest"))
+    assert json.loads(other.replies[first].body) == []
+    assert rig.error(rig_run(rig, send_several(rig, [A], once=("k", "other"))))["code"] == "idempotency_key_reused"
+    rig.add(B, "x")
+    assert [several_given(rig, request) for request in (second, third)] == [[(B, "x")], None]
+
+
+def test_pull_over_realms_that_waited_is_kept_under_its_key(rig: Rig) -> None:
+    request = waiting_several(rig, [A, B], once=KEY)
+    rig.now += 50
+    rig.add(B, "x")
+    given = rig.read(request)
+    for _ in range(2):
+        assert rig.ask("recall", "", [None], b"", KEY) == given
+        assert rig.ask("recall", "", [[B, C]], b"", KEY) == given
+        assert rig.ask("recall", "", [[A]], b"", KEY) == []
+        again = rig_run(rig, send_several(rig, [A, B], once=KEY))
+        assert (rig.read(again), rig.replies[again].extra) == (given, 0)
+        rig.start()
+    rig.now += 500  # ten minutes from the lease on
+    assert rig.ask("recall", "", [None], b"", KEY) == given
+
+
+def test_pull_over_realms_that_waited_and_is_undone_is_leased_anew(rig: Rig) -> None:
+    request = waiting_several(rig, once=KEY)
+    rig.add(B, "x")
+    rig.ask("undo_pull", B, [rig.replies[request].extra, [["x", 0]], KEY[0]])
+    assert rig.ask("recall", "", [None], b"", KEY) == []
+    again = rig_run(rig, send_several(rig, once=KEY))
+    assert several_given(rig, again) == [(B, "x")]
+    assert rig.read(again)[0][1]["attempt"] == 1
+
+
+def test_pull_over_realms_that_waited_in_vain_under_its_key_is_tried_anew(rig: Rig) -> None:
+    request = waiting_several(rig, once=KEY, seconds=5)
+    rig.run_until(NOW + 5)
+    assert several_given(rig, request) == []
+    assert rig.row_count() == 0
+    rig.add(A, "x")
+    assert several_given(rig, rig_run(rig, send_several(rig, once=KEY))) == [(A, "x")]
 
 
 # -- what it costs ---------------------------------------------------------------------------------------------------
@@ -735,3 +959,31 @@ def test_message_that_does_not_fit_is_refused_and_does_not_wait(rig: Rig, monkey
     rig.turn()
     assert json.loads(rig.replies[refused].body)["code"] == "overloaded"
     assert rig.given(waiter) is None
+
+
+@pytest.mark.parametrize("realms", [None, [A, B, C]])
+def test_wait_for_several_realms_by_thousands_costs_no_more_than_by_a_few(rig: Rig, realms: list[str] | None) -> None:
+    def come(count: int) -> None:
+        for number in range(count):
+            send_several(rig, realms, once=(f"key {rig._last_id}", "digest"), worker=f"worker {number}")
+        rig.run()
+
+    def one_job() -> None:
+        rig.add(A, f"job {rig._last_id}")
+
+    def one_more() -> None:
+        come(1)
+
+    def pass_by() -> None:
+        rig.add("d" if realms else A, f"job {rig._last_id}", delay=1_000)
+
+    for realm in (A, "d"):
+        rig.add(realm, "there", delay=1_000)
+    come(100)
+    for do in (one_job, one_more, pass_by):
+        do()
+    few = [calls_made(do) for do in (one_job, one_more, pass_by)]
+    come(MANY)
+    assert not rig.busy
+    many = [calls_made(do) for do in (one_job, one_more, pass_by)]
+    assert all(after <= before + 60 for before, after in zip(few, many, strict=True)), (few, many)

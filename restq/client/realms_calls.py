@@ -28,7 +28,7 @@ class RealmsCalls(Generic[J]):
         The lowest queue id over all of them comes first. Of an id that is ready in several realms only the job
         that comes first is leased; the others stay ready, for later pulls.
         """
-        body = pull_body(self._peer, count) | _named(realms)
+        body = pull_body(self._peer, count) | _named(realms) | {"distinct": True}
         return self._post("pull", body).then(
             lambda reply: {job["job_id"]: [job["realm"], job["queue_id"], job["data"]] for job in reply["jobs"]}
         )

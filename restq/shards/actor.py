@@ -33,7 +33,7 @@ class Sender(Protocol):
 
 
 class Mail(NamedTuple):
-    """A request as it arrived, from whom and when (monotonic seconds)."""
+    """A request as it arrived, from whom and when (monotonic seconds), and for how long it waited elsewhere before."""
 
     sender: Sender
     arrived_at: float
@@ -43,6 +43,7 @@ class Mail(NamedTuple):
     params: list[Any]
     body: bytes
     once: Sequence[str] = ()  # idempotency key and digest, if it came with one
+    waited: float = 0
 
 
 class Held(Exception):

@@ -83,7 +83,6 @@ class Moves:
         self.note(mail.realm, target)
         self._movers.pop(mail.realm, None)
         shard.waking.moved(mail.realm, target)
-        shard.stirred.add(mail.realm)
         shard.tasks.discard(realm)
         shard.answer(mail, Reply(mail.request_id, 200, NOTHING))
         shard.release(actor)
@@ -101,6 +100,7 @@ class Moves:
         self.note(realm.name, self._shard.index)
         self.last_arrival = self._shard.keys.take()  # two may have begun before either ends
         self._shard.take_in(realm)
+        self._shard.pass_time(self._shard.mailboxes.actor(realm.name))
 
     def note(self, name: str, shard: int) -> None:
         """Say from now on where a realm lives."""

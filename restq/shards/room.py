@@ -43,7 +43,7 @@ _NEEDS |= dict.fromkeys(
     Room.SCARCE,
 )
 # A pull notes its lease, an exchange and a nack what became of others; replies under idempotency keys are kept as well.
-_NEEDS |= dict.fromkeys(("exchange", "lease_peeked", "nack", "pull", "pull_2013"), Room.LITTLE)
+_NEEDS |= dict.fromkeys(("exchange", "lease_peeked", "nack", "pull", "pull_2013", "pull_waiting"), Room.LITTLE)
 
 _TOLD = {
     Room.NONE: "there is no room left on the disk: nothing was done",

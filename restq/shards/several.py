@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from restq.placement import Placement
@@ -30,7 +30,6 @@ class Several:
         new_realm: Callable[[str], Realm],
         replies: Replies,
         once: Sequence[str],
-        now: float,
     ) -> None:
         self._index = index
         self._placement = placement
@@ -38,7 +37,6 @@ class Several:
         self._new_realm = new_realm
         self._replies = replies
         self._once = once
-        self._now = now
         self.touched: dict[str, Realm] = {}  # what was given: some may come to be
 
     def get(self, name: str) -> Realm:
@@ -69,10 +67,23 @@ class Several:
         if self._once:
             self._replies.claims.make(self._once, claim)
 
-    def keep(self, realm: Realm, done: Done) -> None:
+    def keep(self, realm: Realm, done: Done, now: float) -> None:
         """The part of the request in this realm is done, and this is its reply."""
         if self._once:
-            self._replies.keep(realm.key, self._once, done, self._now)
+            self._replies.keep(realm.key, self._once, done, now)
+
+    def recalled(self, names: Iterable[str] | None, call: Call) -> bytes:
+        """The parts that this very request did in these realms, or in all, when it came before: lists as one list.
+
+        A realm that a task holds is no exception.
+        """
+        if not self._once:
+            return b"[]"
+        actors = self._actors.values() if names is None else filter(None, map(self._actors.get, names))
+        realms = [actor.realm for actor in actors if actor.realm is not None]
+        rows = [row for realm in realms for row in self._replies.find(realm.key, self._once, call.now)]
+        parts = [body[1:-1] for row in rows if (body := call.archive.reply(row)) is not None]
+        return b"[" + b",".join(parts) + b"]"
 
 
 def serve_several(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
@@ -82,10 +93,11 @@ def serve_several(shard: Shard, mail: Mail, call: Call) -> Reply | Wait:
     if mail.operation in ARRIVAL_OPERATIONS:
         body = ARRIVAL_OPERATIONS[mail.operation](shard.arrivals, mail.params, mail.sender, call.now)
         return Reply(mail.request_id, 200, body)
+    shard.waking.check(mail)
     several = shard.several(mail.once)
     try:
-        done = SHARD_OPERATIONS[mail.operation](several, call)
-        return Reply(mail.request_id, 200, done.body, done.lease)
+        outcome = SHARD_OPERATIONS[mail.operation](several, call)
+        return outcome if isinstance(outcome, Wait) else Reply(mail.request_id, 200, outcome.body, outcome.lease)
     except Elsewhere as elsewhere:
         return elsewhere.reply(mail.request_id)
     finally:

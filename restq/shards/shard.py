@@ -24,7 +24,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 from restq.errors import InternalError, Overloaded, RestqError
 from restq.placement import Placement, home
@@ -38,7 +37,7 @@ from restq.shards.chores import Chores
 from restq.shards.commands import HELD_UP, PULLING, REALM_OPERATIONS, SHARD_OPERATIONS
 from restq.shards.commands.call import NOTHING, Call, Done, Wait, Work
 from restq.shards.events import Events
-from restq.shards.internal import INTERNAL_OPERATIONS, ask_again
+from restq.shards.internal import INTERNAL_OPERATIONS
 from restq.shards.loader import Loader
 from restq.shards.mailboxes import Mailboxes
 from restq.shards.moves import Moves
@@ -85,7 +84,6 @@ class Shard:
         self._chance = chance
         self._now = 0.0
         self._is_over = False  # this turn: a realm has more to settle than it takes
-        self.stirred: set[str] = set()  # realms to which something happened, since who waits for several was asked
         self.archive = Archive(store, self.changes)
         self._growth = Growth(store.growable)
         self.replies = Replies(self.keys, self.changes)
@@ -151,7 +149,6 @@ class Shard:
         actor.realm = realm
         realm.events, realm.bounds = self.events.told, self.bounds
         self.placement.learn(realm.name, self.index)
-        self.stirred.add(realm.name)
         self.bounds.count(realm)
         if realm.result_count:
             self._chores.keeps(realm)
@@ -222,9 +219,6 @@ class Shard:
             if self._reply_bytes > TURN_REPLY_BYTES_MAX:
                 break
         self.waking.time_up(now)
-        if self.stirred and not self._is_over:  # else there is time to pass first
-            self.waking.several(partial(ask_again, self), now)
-            self.stirred.clear()
         self.bounds.reply_count = self.replies.count
         if not self.full:
             self._chores.end_turn(now)
@@ -322,33 +316,38 @@ class Shard:
 
     def _let_time_pass(self) -> None:
         """In the realms where something is due, as far as one turn goes."""
-        while self._agenda.next_at() <= self._now:
+        while self._agenda.next_at() <= self._now and not self._is_over:
             actor = self._agenda.pop()
             assert isinstance(actor, Actor), "the agenda holds actors"
             if actor.realm is None or actor.held:
                 continue  # `release` puts it down again
-            self._is_over = not actor.realm.advance(self._now, STEP_COUNT)
-            self.happened(actor)
-            if self._is_over:
-                return
+            self.pass_time(actor)
+
+    def pass_time(self, actor: Actor) -> None:
+        """Let time pass in a realm, as far as one turn goes: who waits there is ahead of who comes after it."""
+        if actor.realm is not None and not self.full:
+            self._is_over = not actor.realm.advance(self._now, STEP_COUNT) or self._is_over
+        self.happened(actor)
 
     def happened(self, actor: Actor) -> None:
-        """Something happened to a realm, or time passed in it: whoever waits may get something."""
+        """Something happened to a realm, or time passed in it: whoever waits may get something.
+
+        Not while the disk is full: what could not be kept is given to nobody. Once there is room, this is made up for.
+        """
         realm = actor.realm
-        self.stirred.add(actor.name)
         if realm is not None and realm.result_count:
             self._chores.keeps(realm)
-        self.waking.happened(actor.name, realm, self._now)
+        if not self.full:
+            self.waking.happened(actor.name, realm, self._now)
         if realm is not None:
-            self._agenda.put(actor, realm.next_deadline())
+            self._agenda.put(actor, self._now if self.full else realm.next_deadline())
             self.bounds.count(realm)
 
     # -- what concerns several realms, or none ---------------------------------------------------------------------
 
     def several(self, once: Sequence[str] = ()) -> Several:
         """The realms of this shard, to a request, perhaps with a key, on more than one of them."""
-        actors, new = self.mailboxes.actors, self._new_realm
-        return Several(self.index, self.placement, actors, new, self.replies, once, self._now)
+        return Several(self.index, self.placement, self.mailboxes.actors, self._new_realm, self.replies, once)
 
     def realms(self) -> Iterator[Realm]:
         """The realms that exist here."""
@@ -368,7 +367,7 @@ class Shard:
         """The realm is not held any more: its mail is served again."""
         actor.held = False
         if self.mailboxes.actors.get(actor.name) is actor:
-            self.happened(actor)
+            self.pass_time(actor)
         self.mailboxes.enqueue(actor)
         self.mailboxes.forget(actor)
         self.mailboxes.enqueue(self.mailboxes.several)
@@ -380,7 +379,7 @@ class Shard:
             for realm in self.realms():
                 realm.events = None
         elif has_news:
-            self.waking.several(partial(ask_again, self), self._now)
+            self.waking.tell(self._now)
 
     def find(self, name: str) -> Realm | None:
         """The realm of this name, if it exists here."""

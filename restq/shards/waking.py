@@ -14,7 +14,7 @@ from restq.shards.commands.call import Call, Done, Wait
 from restq.shards.leasing import Wanted
 from restq.shards.realm import Realm
 from restq.shards.replies import Replies
-from restq.shards.waiting import Waiter, Waiters
+from restq.shards.waiting import Order, Waiter, Waiters
 
 LEFT_MAX = 10_000  # requests that were left before they were served, and are remembered
 
@@ -37,18 +37,27 @@ class Waking:
         self._answer = answer
         self._realm_of = realm_of
         self._left: dict[tuple[int, int], None] = {}
-        self._due: dict[tuple[int, int], float] = {}  # of those that are to wait once more: when their time is up
+        self._orders: dict[tuple[int, int], Order] = {}  # of those that are to wait once more: their places
+        self._last_number = 0
 
     def wait(self, mail: Mail, wait: Wait, now: float) -> None:
         """Have a request wait. The same request once more, by its idempotency key, takes the place of the first."""
         if (id(mail.sender), mail.request_id) in self._left:
-            self._answer(mail, self._ok(mail, wait.nothing(self._realm_of(mail.realm), self._call(mail, now)), now))
+            realm = self._realm_of(mail.realm)
+            self._answer(mail, self._ok(mail, wait.nothing(realm, self._call(mail, now)), realm, now))
             return
         if (other := self._waiting.of_once(mail)) is not None:
             self._give_up(other, now)
         if wait.watch is not None:
             self._realm_of(mail.realm).tags.watched.add(wait.watch)
-        self._waiting.add(mail, wait, self._due.pop((id(mail.sender), mail.request_id), now + wait.seconds))
+        self._last_number += 1
+        order = now - mail.waited, self._last_number
+        self._waiting.add(mail, wait, self._orders.pop((id(mail.sender), mail.request_id), order))
+
+    def supersede(self, mail: Mail, now: float) -> None:
+        """The same request came again, by another way: who waits under its key waits no longer."""
+        if (other := self._waiting.of_once(mail)) is not None and other.mail.once == mail.once:
+            self._give_up(other, now)
 
     def check(self, mail: Mail) -> None:
         """Raise IdempotencyKeyReused if another request waits under the key of this one."""
@@ -83,19 +92,19 @@ class Waking:
             done = waiter.wait.again(realm, self._call(waiter.mail, now))
             if done is None:  # in vain for all of its group
                 continue
-            self._finish(waiter, done, now)
-            if (following := self._waiting.following(waiter)) is not None:
+            self._finish(waiter, done, realm, now)
+            if (following := waiter.group.first()) is not None:
                 insort(heads, following, key=lambda head: head.order)
 
-    def several(self, ask: Callable[[Mail, Call], Reply | Wait], now: float) -> None:
-        """Ask once more for those that wait for something of several realms, and answer them if there is something."""
-        for head in self._waiting.heads(""):
-            found = ask(head.mail, self._call(head.mail, now))
-            waiter: Waiter | None = head
-            while isinstance(found, Reply) and waiter is not None:
-                self._waiting.remove(waiter)
-                self._answer(waiter.mail, found._replace(request_id=waiter.mail.request_id))
-                waiter = self._waiting.following(waiter)
+    def tell(self, now: float) -> None:
+        """There is news: tell those whom it concerns."""
+        for group in self._waiting.listening():
+            waiters = list(group)
+            news = waiters[0].wait.again(self._realm_of(""), self._call(waiters[0].mail, now))
+            if news is not None:
+                for waiter in waiters:
+                    self._waiting.remove(waiter)
+                    self._answer(waiter.mail, Reply(waiter.mail.request_id, 200, news.body))
 
     def time_up(self, now: float) -> None:
         """Answer those who waited as long as they wanted to."""
@@ -114,7 +123,7 @@ class Waking:
 
     def served(self, mail: Mail) -> None:
         """A request was answered: that it is left means nothing any more."""
-        for remembered in (self._left, self._due):
+        for remembered in (self._left, self._orders):
             if remembered:
                 remembered.pop((id(mail.sender), mail.request_id), None)
 
@@ -123,13 +132,13 @@ class Waking:
         for waiter in self._waiting.of_sender(sender):
             self._waiting.remove(waiter)
         self._left = {left: None for left in self._left if left[0] != id(sender)}
-        self._due = {key: due_at for key, due_at in self._due.items() if key[0] != id(sender)}
+        self._orders = {key: order for key, order in self._orders.items() if key[0] != id(sender)}
 
     def moved(self, name: str, shard: int) -> None:
-        """A realm lives elsewhere by now: wait there."""
+        """A realm lives elsewhere by now: who named it waits there."""
         for waiter in self._waiting.of_realm(name):
             self._waiting.remove(waiter)
-            self._answer(waiter.mail, Reply(waiter.mail.request_id, MOVED, b"", shard))
+            self._answer(waiter.mail, Reply(waiter.mail.request_id, MOVED, name.encode(), shard))
 
     def end(self, now: float) -> None:
         """Answer all who wait, with what there is."""
@@ -137,10 +146,10 @@ class Waking:
             self._give_up(waiter, now)
 
     def take_mail(self) -> list[Mail]:
-        """Have nobody wait any more; returns their requests, to be served anew."""
+        """Have nobody wait any more; returns their requests, to be served anew. They keep their places."""
         waiters = self._waiting.all()
         self._waiting = Waiters()
-        self._due.update({(id(waiter.mail.sender), waiter.mail.request_id): waiter.due_at for waiter in waiters})
+        self._orders.update({(id(waiter.mail.sender), waiter.mail.request_id): waiter.order for waiter in waiters})
         return [waiter.mail for waiter in waiters]
 
     def next_deadline(self) -> float:
@@ -151,14 +160,17 @@ class Waking:
         return Call(mail.params, mail.body, now, self._archive)
 
     def _give_up(self, waiter: Waiter, now: float) -> None:
-        mail = waiter.mail
-        self._finish(waiter, waiter.wait.nothing(self._realm_of(mail.realm), self._call(mail, now)), now)
+        realm = self._realm_of(waiter.mail.realm)
+        self._finish(waiter, waiter.wait.nothing(realm, self._call(waiter.mail, now)), realm, now)
 
-    def _finish(self, waiter: Waiter, done: Done, now: float) -> None:
+    def _finish(self, waiter: Waiter, done: Done, realm: Realm, now: float) -> None:
         self._waiting.remove(waiter)
-        self._answer(waiter.mail, self._ok(waiter.mail, done, now))
+        self._answer(waiter.mail, self._ok(waiter.mail, done, realm, now))
 
-    def _ok(self, mail: Mail, done: Done, now: float) -> Reply:
-        if mail.once:
-            self._replies.note(self._realm_of(mail.realm).key, mail, done, now)
+    def _ok(self, mail: Mail, done: Done, realm: Realm, now: float) -> Reply:
+        """The reply, which is kept in the realm where something was done."""
+        if mail.once and mail.realm:
+            self._replies.note(realm.key, mail, done, now)
+        elif mail.once and done.lease:
+            self._replies.keep(realm.key, mail.once, done, now)
         return Reply(mail.request_id, 200, done.body, done.lease)

@@ -67,6 +67,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._call: tuple[str, list[Any], bytes] = ("", [], b"")
         self._once: Sequence[str] = ()  # the idempotency key and the digest of what is asked under it
         self._hops = 0
+        self._asked_at = 0.0  # for the first time, where it may wait
         self._is_open = False
         self._has_left = False  # it is to wait no longer
         self._stop_waiting: Callable[[], None] | None = None  # until it is answered, where it may wait
@@ -176,7 +177,10 @@ class Exchange(httputil.HTTPMessageDelegate):
     def _ask(self) -> None:
         operation, params, body = self._call
         pipe = self._app.shards.pipe_of(self._realm)
-        future = pipe.call(operation, self._realm, params, body, self._once, self._route.waits)
+        waits = self._route.waits
+        now = asyncio.get_running_loop().time() if waits else 0.0
+        self._asked_at = self._asked_at or now
+        future = pipe.call(operation, self._realm, params, body, self._once, waits, now - self._asked_at)
         future.add_done_callback(self._replied)
         if self._route.waits:
             self._wait(partial(pipe.leave, future))

@@ -1,10 +1,10 @@
 """Pulls over several realms.
 
 Each shard is first asked for its candidates, which leases nothing; the best over all are picked, and then exactly
-those are leased: so a pull never leases a job that it does not return. One that waits asks the shards to tell it once
-they have something, and then pulls again. Under an idempotency key, the shards are first asked what they leased for it
-before, and from then on lease nothing to one that began earlier; while one of them is starting again, what it leased
-waits there for its leases to end.
+those are leased: so a pull never leases a job that it does not return. One that waits then stands in the lines of all
+its realms, see `line`. Under an idempotency key, the shards are first asked what they leased for it before, and from
+then on lease nothing to one that began earlier; while one of them is starting again, what it leased waits there for its
+leases to end.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,12 +23,11 @@ from restq.errors import RestqError, ShardStarting, ShardUnavailable, from_reply
 from restq.names import QueueId
 from restq.protocol import MOVED, Reply
 from restq.web.calls import Call, Lease, Operation, Outcome
+from restq.web.line import Line
 from restq.web.once import Turns
 from restq.web.shards import ATTEMPTS_MAX, RealmMoved, Shards
 
 ROUNDS_MAX = 4  # a pull asks again where others took its candidates meanwhile
-PAUSE_SECONDS = 0.05  # between two pulls of one that waits, where what a shard had for it was gone
-STARTING_SECONDS = 1.0  # a shard that is starting again is asked so much later
 
 log = logging.getLogger("restq.web")
 encode = msgspec.json.Encoder().encode
@@ -39,6 +37,7 @@ class PullEverywhere(bodies.Pull, forbid_unknown_fields=True):
     """Body of POST /pull."""
 
     realms: list[str] | None = None
+    distinct: bool = False
 
 
 class LeasedJob(msgspec.Struct):
@@ -55,7 +54,10 @@ class LeasedJob(msgspec.Struct):
 
 
 class Wanted(NamedTuple):
-    """What a pull wants, checked; `realms`, `queues`, `tags` and `last` are None for all."""
+    """What a pull wants, checked; `realms`, `queues`, `tags` and `last` are None for all.
+
+    `is_distinct`: of the jobs of one id in several realms, no more than one.
+    """
 
     job_count: int
     last: QueueId | None
@@ -64,6 +66,11 @@ class Wanted(NamedTuple):
     tags: list[str] | None = None
     lease_time: int | float | None = None
     worker: str = ""
+    is_distinct: bool = False
+
+    def identity(self, realm: str, job_id: str) -> tuple[str, str]:
+        """What no two of its jobs have in common."""
+        return "" if self.is_distinct else realm, job_id
 
 
 class Keyed(NamedTuple):
@@ -97,7 +104,8 @@ class Pulls:
         """GET /job: the pull of 2013."""
         count, realms_text, last = call.query
         realms = None if realms_text is None else [name for name in realms_text.split(",") if name]
-        wanted = Wanted(bodies.count(count), bodies.max_queue(last, "max-queue"), _realm_names(realms))
+        last_queue = bodies.max_queue(last, "max-queue")
+        wanted = Wanted(bodies.count(count), last_queue, _realm_names(realms), is_distinct=True)
         jobs, leases = await self._pull(wanted)
         return Outcome(encode({job.job_id: (job.realm, job.queue_id, job.data) for job in jobs}), leases)
 
@@ -123,7 +131,7 @@ class Pulls:
             for reply in replies.values()
             for index, job in _read_leased(reply.body)
         }
-        return [job for _, job in sorted(found.values(), key=itemgetter(0))[: wanted.job_count]]
+        return _in_order(found.values())[: wanted.job_count]
 
     async def _recalled(self, wanted: Wanted, keyed: Keyed) -> dict[int, Reply]:
         """What each shard recalls, no realm overlooked.
@@ -140,16 +148,47 @@ class Pulls:
         raise ShardUnavailable("realms are on the move; nothing was leased, try again")
 
     async def _pull_waiting(self, wanted: Wanted, wait: float, call: Call, keyed: Keyed = UNKEYED) -> Outcome:
-        ends_at = asyncio.get_running_loop().time() + wait
+        began_at = asyncio.get_running_loop().time()
         jobs, leases = await self._pull(wanted, keyed)
-        while not jobs and await self._ready(wanted, ends_at, call.left):
-            jobs, leases = await self._pull(wanted, keyed)
-            if not jobs:
-                await _wait([call.left], PAUSE_SECONDS)
+        if not jobs and wait and not call.left.done():
+            key = keyed.once[0] if keyed.once else ""
+            line = Line(self._shards, call, lambda: self._groups(wanted), lambda reply: self._give_back(reply, key))
+            params: list[Any] = [
+                wanted.job_count,
+                wanted.last,
+                wanted.queues,
+                wanted.tags,
+                wanted.lease_time,
+                wanted.worker,
+            ]
+            params.append(keyed.claim)
+            jobs, leases = self._chosen(await line.replies(params, wait, began_at), wanted, key)
         return Outcome(encode({"jobs": jobs}), leases)
 
+    def _chosen(self, replies: Sequence[Reply], wanted: Wanted, key: str) -> Pulled:
+        """What of these to return: that of the best queue, and as many of the others as fit, each whole or not at all.
+
+        So what is kept under an idempotency key is what was returned, or is forgotten.
+        """
+        parts = [(_read_leased(reply.body), reply) for reply in replies]
+        parts.sort(key=lambda part: min(names.queue_order(job.queue_id) for _, job in part[0]))
+        pulled: dict[tuple[str, str], tuple[int, LeasedJob]] = {}
+        leases: list[Lease] = []
+        for leased, reply in parts:
+            part = {wanted.identity(entry[1].realm, entry[1].job_id): entry for entry in leased}
+            if pulled and (len(pulled) + len(part) > wanted.job_count or pulled.keys() & part.keys()):
+                self._give_back(reply, key)
+                continue
+            pulled |= part
+            leases += _leases(leased, reply.extra)
+        return Pulled(_in_order(pulled.values()), leases)
+
+    def _give_back(self, reply: Reply, key: str) -> None:
+        for lease in _leases(_read_leased(reply.body), reply.extra):
+            self._shards.undo(lease, key)
+
     async def _pull(self, wanted: Wanted, keyed: Keyed = UNKEYED) -> Pulled:
-        pulled: dict[str, LeasedJob] = {}
+        pulled: dict[tuple[str, str], tuple[int, LeasedJob]] = {}
         pairs: dict[tuple[str, int], list[tuple[str, names.QueueId]]] = {}
         asked_count = 0
         for _ in range(ROUNDS_MAX):
@@ -160,7 +199,7 @@ class Pulls:
                 if pulled:
                     break  # what was leased in an earlier round is not lost with this one
                 raise
-            best = [candidate for candidate in found if candidate[2] not in pulled][:count]
+            best = [candidate for candidate in found if wanted.identity(*candidate[1:3]) not in pulled][:count]
             if not best or count < 1:
                 break
             leased, lost = await self._lease(dict(enumerate(best, asked_count)), wanted, keyed)
@@ -172,13 +211,13 @@ class Pulls:
                     else "; it may have leased jobs, for their time"
                 )
                 raise ShardUnavailable(lost.message + told)
-            for _, (job, number) in sorted(leased.items()):
-                pulled[job.job_id] = job
+            for index, (job, number) in leased.items():
+                pulled[wanted.identity(job.realm, job.job_id)] = index, job
                 pairs.setdefault((job.realm, number), []).append((job.job_id, job.queue_id))
             if len(leased) == len(best):
                 break
         leases = [Lease(realm, number, leased) for (realm, number), leased in pairs.items()]
-        return Pulled(list(pulled.values()), leases)
+        return Pulled(_in_order(pulled.values()), leases)
 
     def _groups(self, wanted: Wanted) -> dict[int, list[str] | None]:
         """The shards to ask, and about which of their realms: all over which this goes, or None for all they hold.
@@ -190,7 +229,7 @@ class Pulls:
         return dict(self._shards.split(wanted.realms, wanted.realms))
 
     async def _peek(self, wanted: Wanted) -> list[list[Any]]:
-        """Candidates over all the realms, best first, each job id once: [at, realm, job id, queue id]."""
+        """Candidates over all the realms, best first, each job once: [at, realm, job id, queue id]."""
         for _ in range(ATTEMPTS_MAX + len(wanted.realms or ())):
             calls = {
                 shard: ("peek", [wanted.job_count, wanted.last, group, wanted.queues, wanted.tags], b"")
@@ -202,9 +241,9 @@ class Pulls:
                 continue
             found: list[list[Any]] = [entry for reply in replies.values() for entry in json.loads(reply.body)]
             found.sort(key=lambda entry: (names.queue_order(entry[3]), entry[0], entry[1], entry[2]))
-            best: dict[str, list[Any]] = {}
+            best: dict[tuple[str, str], list[Any]] = {}
             for entry in found:
-                best.setdefault(entry[2], entry)
+                best.setdefault(wanted.identity(*entry[1:3]), entry)
             return list(best.values())
         raise ShardUnavailable("a realm is on the move; nothing was leased, try again")
 
@@ -243,27 +282,6 @@ class Pulls:
                 break
         return leased, lost
 
-    async def _ready(self, wanted: Wanted, ends_at: float, left: asyncio.Future[None]) -> bool:
-        """Wait until one of the shards may have something; whether to pull again: not if time is up, or it was left."""
-        seconds = ends_at - asyncio.get_running_loop().time()
-        if left.done() or seconds <= 0:
-            return False
-        groups = self._groups(wanted)
-        if wanted.realms is None and len(groups) < len(self._shards.pipes):
-            seconds = min(seconds, STARTING_SECONDS)
-        asked = {}
-        for shard, group in groups.items():
-            params = [wanted.last, wanted.queues, wanted.tags, group, seconds]
-            asked[self._shards.call(shard, "wait_ready", params, waits=True)] = shard
-        await _wait([left, *asked], seconds)
-        for future, shard in asked.items():
-            if not future.done():
-                self._shards.pipes[shard].leave(future)
-                future.add_done_callback(_ignored)
-            elif future.exception() is None and future.result().status == MOVED:
-                self._shards.learn(future.result())
-        return not left.done()
-
 
 def _overtaken(reply: Reply) -> ShardUnavailable | None:
     """What a shard says to a request that came again since."""
@@ -287,6 +305,7 @@ def _wanted(body: PullEverywhere) -> Wanted:
         None if tags is None else [names.tag(tag) for tag in tags],
         bodies.lease_time(body.lease_time),
         bodies.worker(body.worker),
+        body.distinct,
     )
 
 
@@ -294,11 +313,15 @@ def _realm_names(realms: Sequence[str] | None) -> list[str] | None:
     return None if realms is None else list(dict.fromkeys(names.realm_name(name, "realms") for name in realms))
 
 
-async def _wait(futures: Sequence[asyncio.Future[Any]], seconds: float) -> None:
-    """Wait for the first of these, but no longer than this."""
-    await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+def _in_order(leased: Iterable[tuple[int, LeasedJob]]) -> list[LeasedJob]:
+    """Jobs by queue and index: a reply and its repeat have them in the same order, whichever shards gave them."""
+    found = sorted(leased, key=lambda entry: (names.queue_order(entry[1].queue_id), entry[0], entry[1].realm))
+    return [job for _, job in found]
 
 
-def _ignored(future: asyncio.Future[Reply]) -> None:
-    """Nobody waits for this reply; that a shard went away instead is no news either."""
-    future.exception()
+def _leases(leased: Iterable[tuple[int, LeasedJob]], number: int) -> list[Lease]:
+    """What to undo, should nobody get these of one pull."""
+    pairs: dict[str, list[tuple[str, QueueId]]] = {}
+    for _, job in leased:
+        pairs.setdefault(job.realm, []).append((job.job_id, job.queue_id))
+    return [Lease(realm, number, of_it) for realm, of_it in pairs.items()]

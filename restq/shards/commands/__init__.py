@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from restq.shards.commands import jobs, leases, settings, several
-from restq.shards.commands.call import Call, Done, Outcome
+from restq.shards.commands.call import Call, Done, Outcome, Wait
 from restq.shards.commands.several import Realms
 from restq.shards.realm import Realm
 
@@ -56,30 +56,21 @@ REALM_OPERATIONS: dict[str, Callable[[Realm, Call], Outcome]] = {
     "undo_pull": leases.undo_pull,
 }
 
-SHARD_OPERATIONS: dict[str, Callable[[Realms, Call], Done]] = {
+SHARD_OPERATIONS: dict[str, Callable[[Realms, Call], Done | Wait]] = {
     "get_statuses": several.get_statuses,
     "lease_peeked": several.lease_peeked,
     "peek": several.peek,
+    "pull_waiting": several.pull_waiting,
 }
 
 # What needs every realm, and waits while a task holds one of them.
 HELD_UP = frozenset({"get_statuses"})
 
 # What leases jobs, and nothing else.
-PULLING = frozenset({"lease_peeked", "pull", "pull_2013"})
+PULLING = frozenset({"lease_peeked", "pull", "pull_2013", "pull_waiting"})
 
 # What changes nothing: a full disk does not hold it up.
 READING = frozenset(
     {"explain_job", "get_config", "get_job", "get_queue", "get_queues", "get_stats", "get_status", "get_statuses"}
-    | {
-        "get_tag",
-        "get_tag_status",
-        "get_tagged_jobs",
-        "get_tags",
-        "list_jobs",
-        "next_events",
-        "peek",
-        "recall",
-        "wait_ready",
-    }
+    | {"get_tag", "get_tag_status", "get_tagged_jobs", "get_tags", "list_jobs", "next_events", "peek", "recall"}
 )

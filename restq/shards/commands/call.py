@@ -59,8 +59,10 @@ class Work(NamedTuple):
 class Wait(NamedTuple):
     """What can't be answered yet, or with nothing only.
 
-    `again` tries once more, and gives None where that is in vain: then it is in vain for all of this `group`. `watch`
-    is a tag whose end is waited for; without one, jobs are. `nothing` is the answer when time is up.
+    `again` tries once more, in the realm to which something happened, and gives None where that is in vain: then it is
+    in vain for all of this `group`. `watch` is a tag whose end is waited for; without one, jobs are, or news of what
+    happens. `nothing` is the answer when time is up. `realms` are those that a request on several is about: None is
+    all, also those that come to be later.
     """
 
     seconds: float
@@ -68,6 +70,13 @@ class Wait(NamedTuple):
     again: Callable[[Realm, Call], Done | None]
     nothing: Callable[[Realm, Call], Done]
     watch: str | None = None
+    realms: tuple[str, ...] | None = None
+    is_for_news: bool = False
+
+    @property
+    def is_for_jobs(self) -> bool:
+        """Whether it stands in the lines of realms."""
+        return self.watch is None and not self.is_for_news
 
 
 Outcome = Done | Work | Wait

@@ -96,7 +96,7 @@ def _pulled(realm: Realm, call: Call, wanted: Wanted) -> Done | None:
     places = with_data(
         realm, call, leasing.pull(realm, wanted._replace(limit=min(wanted.limit, SLICE_COUNT)), call.now)
     )
-    return _leased({"jobs": [leased_job(realm, place, call) for place in places]}, places) if places else None
+    return leased({"jobs": [leased_job(realm, place, call) for place in places]}, places) if places else None
 
 
 def _listed(realm: Realm, call: Call, places: list[Place]) -> bytes:
@@ -149,7 +149,8 @@ class Pulling:
         return Done(body, self._pull.number if self._slices and self._pull is not None else 0, self._held_until)
 
 
-def _leased(reply: dict[str, Any], places: list[Place]) -> Done:
+def leased(reply: Any, places: list[Place]) -> Done:
+    """The reply of a pull that leased these."""
     if not places:
         return Done(encode(reply))
     return Done(encode(reply), places[0].history.lease, max(place.at for place in places))
@@ -258,7 +259,7 @@ def exchange(realm: Realm, call: Call) -> Done:
     if wanted is None:
         return Done(encode(reply))
     places = with_data(realm, call, leasing.pull(realm, wanted, call.now))
-    return _leased({**reply, "pull": {"jobs": [leased_job(realm, place, call) for place in places]}}, places)
+    return leased({**reply, "pull": {"jobs": [leased_job(realm, place, call) for place in places]}}, places)
 
 
 def _check_exchange(said: bodies.Exchange) -> None:

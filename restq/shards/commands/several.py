@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+from restq.names import queue_order
 from restq.shards import leasing
-from restq.shards.commands.call import Call, Done, encode
-from restq.shards.commands.leases import LeasedJob, leased_job, with_data
+from restq.shards.commands.batches import SLICE_COUNT
+from restq.shards.commands.call import Call, Done, Wait, encode
+from restq.shards.commands.leases import LeasedJob, leased, leased_job, with_data
 from restq.shards.commands.settings import status
+from restq.shards.job import Place
 from restq.shards.leasing import Pull, Wanted
 from restq.shards.realm import Realm
+
+NO_JOBS = b"[]"
 
 
 class Realms(Protocol):
@@ -19,7 +24,8 @@ class Realms(Protocol):
     `get` gives one, an empty one if there is none; it refuses, by an exception that the shard knows, one that a task
     holds or that lives elsewhere. `is_free` says whether no task holds it, and refuses one that lives elsewhere.
     `claim` refuses a request that has an idempotency key if the same began again later, and was here; `keep` notes what
-    it did in a realm, under its key.
+    it did in a realm, under its key; `recalled` are the lists that it kept before in these realms, None for all, as
+    one.
     """
 
     def get(self, name: str) -> Realm: ...
@@ -30,7 +36,9 @@ class Realms(Protocol):
 
     def claim(self, claim: Sequence[float]) -> None: ...
 
-    def keep(self, realm: Realm, done: Done) -> None: ...
+    def keep(self, realm: Realm, done: Done, now: float) -> None: ...
+
+    def recalled(self, names: Iterable[str] | None, call: Call) -> bytes: ...
 
 
 def get_statuses(realms: Realms, call: Call) -> Done:
@@ -47,11 +55,15 @@ def peek(realms: Realms, call: Call) -> Done:
     wanted = _wanted(count, max_queue, queues, tags)
     found = [
         (place.at, name, place.job.job_id, place.queue.queue_id)
-        for name in (realms.names() if wanted_realms is None else wanted_realms)
-        if realms.is_free(name)
-        for place in leasing.peek(realms.get(name), wanted, call.now)
+        for name, place in _ready(realms, wanted_realms, wanted, call.now)
     ]
     return Done(encode(found))
+
+
+def _ready(realms: Realms, names: Iterable[str] | None, wanted: Wanted, now: float) -> Iterator[tuple[str, Place]]:
+    for name in realms.names() if names is None else names:
+        if realms.is_free(name):
+            yield from ((name, place) for place in leasing.peek(realms.get(name), wanted, now))
 
 
 def _wanted(count: int, max_queue: Any, queues: Any, tags: Any) -> Wanted:
@@ -71,7 +83,7 @@ def lease_peeked(realms: Realms, call: Call) -> Done:
     free = {name for name in dict.fromkeys(candidate[0] for candidate in candidates) if realms.is_free(name)}
     pulls: dict[str, Pull] = {}
     number = 0
-    leased: dict[str, list[tuple[int, LeasedJob]]] = {}
+    jobs_of: dict[str, list[tuple[int, LeasedJob]]] = {}
     for name, job_id, queue_id, index in candidates:
         if name not in free:
             continue
@@ -82,22 +94,43 @@ def lease_peeked(realms: Realms, call: Call) -> Done:
             number = pulls[name].number
         place = leasing.lease(realm, job_id, queue_id, pulls[name])
         if place is not None and with_data(realm, call, [place]):
-            leased.setdefault(name, []).append((index, leased_job(realm, place, call, with_realm=True)))
-    parts = {name: encode(jobs) for name, jobs in leased.items()}
+            jobs_of.setdefault(name, []).append((index, leased_job(realm, place, call, with_realm=True)))
+    parts = {name: encode(jobs) for name, jobs in jobs_of.items()}
     for name, part in parts.items():
-        held_until = max(job.lease_expires_at for _, job in leased[name])
-        realms.keep(realms.get(name), Done(part, pulls[name].number, held_until))
+        held_until = max(job.lease_expires_at for _, job in jobs_of[name])
+        realms.keep(realms.get(name), Done(part, pulls[name].number, held_until), call.now)
     return Done(b"[" + b",".join(part[1:-1] for part in parts.values()) + b"]", number)
 
 
-def has_ready(realms: Realms, call: Call) -> bool:
-    """Whether a pull over these realms would find something; `params` as those of `wait_ready`."""
-    max_queue, queues, tags, wanted_realms, _ = call.params
-    wanted = _wanted(1, max_queue, queues, tags)
-    for name in realms.names() if wanted_realms is None else wanted_realms:
-        if realms.is_free(name):
-            realm = realms.get(name)
-            realm.advance(call.now)
-            if leasing.has_ready(realm, wanted):
-                return True
-    return False
+def pull_waiting(realms: Realms, call: Call) -> Done | Wait:
+    """Lease the jobs of one of these realms, that whose first comes first, or wait in the lines of all of them.
+
+    `params`: realms, or null for all; count, last queue, queues, tags, lease time, worker, claim; how many seconds to
+    wait.
+    The reply is as `lease_peeked` gives it. What this very request leased here before is given again.
+    """
+    wanted_realms, count, max_queue, queues, tags, lease_time, worker, claim, seconds = call.params
+    realms.claim(claim)
+    if (recalled := realms.recalled(wanted_realms, call)) != NO_JOBS:
+        return Done(recalled)
+    one = _wanted(1, max_queue, queues, tags)
+    wanted = one._replace(limit=min(count, SLICE_COUNT), lease_time=lease_time, worker=worker)
+    found = _ready(realms, wanted_realms, one, call.now)
+    for *_, name in sorted((queue_order(place.queue.queue_id), place.at, name) for name, place in found):
+        done = _pulled(realms.get(name), call, wanted)
+        if done is not None:
+            realms.keep(realms.get(name), done, call.now)
+            return done
+    return Wait(
+        seconds,
+        one,
+        lambda realm, call: _pulled(realm, call, wanted),
+        lambda realm, call: Done(NO_JOBS),
+        realms=None if wanted_realms is None else tuple(wanted_realms),
+    )
+
+
+def _pulled(realm: Realm, call: Call, wanted: Wanted) -> Done | None:
+    places = with_data(realm, call, leasing.pull(realm, wanted, call.now))
+    jobs = [leased_job(realm, place, call, with_realm=True) for place in places]
+    return leased(list(enumerate(jobs)), places) if places else None
