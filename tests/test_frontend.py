@@ -697,7 +697,9 @@ def test_pull_over_realms_that_waits_is_given_what_one_shard_leased_and_leaves_t
         client.send("POST", "/pull", {"wait": 60, **body}, "k")
         waits = [await shard.call("pull_waiting") for shard in shards]
         for wait in waits:
-            assert (wait.realm, wait.params) == ("", [None, 2, 3, [1], ["t"], 2.5, "w1", 60])
+            *asked, claim, seconds = wait.params
+            assert (wait.realm, asked, seconds) == ("", [None, 2, 3, [1], ["t"], 2.5, "w1"], 60)
+            assert len(claim) == (2 if wait.once else 0)
             assert wait.once == shards[0].calls("recall")[0].once
             assert 0 < wait.waited < 5
         shards[1].reply(waits[1], given(("a", 1), ("b", 1)), extra=5)

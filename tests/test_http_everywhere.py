@@ -96,7 +96,7 @@ def test_pull_over_shards_returns_all_jobs_of_one_id(
     add(server, *((realm, "same", 3 - number) for number, realm in enumerate(realms)))
     add(server, (realms[0], "same", 9), (realms[0], "other", 9))
     headers = {} if key is None else {"Idempotency-Key": f"{key} {realms[0]} {count}"}
-    body = {"count": count, "realms": realms, "distinct": False}
+    body = {"count": count, "realms": realms}
     given = ask(server, "POST", "/pull", body, headers).ok()["jobs"]
     found = [(job["realm"], job["job_id"], job["queue_id"]) for job in given]
     expected = [(realm, "same", number) for number, realm in enumerate(reversed(realms))]

@@ -136,9 +136,7 @@ ARROWS: dict[str, str] = {
     "shards.events": "shards.realm",
     "shards.mailboxes": "shards.actor",
     "shards.chores": "shards.archive shards.changes shards.realm shards.replies",
-    "shards.internal": (
-        "protocol shards.actor shards.commands shards.commands.* shards.events shards.job shards.realm shards.shard"
-    ),
+    "shards.internal": "protocol shards.actor shards.commands.call shards.events shards.job shards.realm shards.shard",
     "shards.tasks": (
         "errors shards.actor shards.changes shards.commands shards.commands.* shards.realm shards.room shards.shard"
         " shards.store shards.sweeps"

@@ -53,7 +53,7 @@ def send_several(
     """What a front end sends for a pull over several realms, or all, that waits."""
     filters = [said.get(name) for name in ("max_queue", "queues", "tags", "lease_time", "worker")]
     filters[-1] = filters[-1] or ""
-    return rig.send("pull_waiting", "", [realms, count, *filters, seconds], b"", once, sender, waited)
+    return rig.send("pull_waiting", "", [realms, count, *filters, [], seconds], b"", once, sender, waited)
 
 
 def waiting_several(rig: Rig, realms: list[str] | None = None, **said: Any) -> int:
@@ -680,21 +680,27 @@ def rig_run(rig: Rig, request_id: int) -> int:
 
 
 @pytest.mark.usefixtures("small_steps")
-def test_wait_for_several_realms_of_which_one_is_held_is_served_after_the_task(rig: Rig) -> None:
+@pytest.mark.parametrize("way", ["came while it was held", "waited before", "waited before in one realm"])
+def test_wait_while_a_realm_is_held_is_served_after_the_task_and_before_who_comes_later(rig: Rig, way: str) -> None:
     rig.add(A, *ids(55), queue=1, tags=["t"])
     rig.add(A, "later", queue=0, delay=5)
+    if way == "waited before":
+        waiter = waiting_several(rig, [A, B], queues=[0])
+    elif way == "waited before in one realm":
+        waiter = rig.waiting_pull(A, queues=[0])
     removal = rig.send("remove_tagged_jobs", A, ["t"])
     rig.turn()
-    several = send_several(rig, [A, B], queues=[0])
+    if way == "came while it was held":
+        waiter = send_several(rig, [A, B], queues=[0])
     rig.now += 5
     rig.turn()
-    single = rig.send("pull", A, [], {"wait": 60})
+    late = rig.send("pull", A, [], {"wait": 60})
     rig.turn()
-    assert several not in rig.replies, "the realm is held"
+    assert waiter not in rig.replies, "the realm is held"
     rig.run()
-    assert several_given(rig, several) == [(A, "later")]
-    assert rig.answered.index(removal) < rig.answered.index(several)
-    assert rig.given(single) is None
+    assert "later" in rig.replies[waiter].body.decode()
+    assert rig.answered.index(removal) < rig.answered.index(waiter)
+    assert rig.given(late) is None
 
 
 def test_wait_for_several_realms_is_leased_a_job_when_its_delay_or_the_lease_of_another_ends(rig: Rig) -> None:

@@ -153,15 +153,8 @@ class Pulls:
         if not jobs and wait and not call.left.done():
             key = keyed.once[0] if keyed.once else ""
             line = Line(self._shards, call, lambda: self._groups(wanted), lambda reply: self._give_back(reply, key))
-            params: list[Any] = [
-                wanted.job_count,
-                wanted.last,
-                wanted.queues,
-                wanted.tags,
-                wanted.lease_time,
-                wanted.worker,
-            ]
-            params.append(keyed.claim)
+            which: list[Any] = [wanted.job_count, wanted.last, wanted.queues, wanted.tags]
+            params = [*which, wanted.lease_time, wanted.worker, keyed.claim]
             jobs, leases = self._chosen(await line.replies(params, wait, began_at), wanted, key)
         return Outcome(encode({"jobs": jobs}), leases)
 
