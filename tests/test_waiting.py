@@ -840,21 +840,21 @@ def test_pull_over_realms_that_waited_is_kept_under_its_key(rig: Rig) -> None:
     rig.add(B, "x")
     given = rig.read(request)
     for _ in range(2):
-        assert rig.ask("recall", "", [None], b"", KEY) == given
-        assert rig.ask("recall", "", [[B, C]], b"", KEY) == given
-        assert rig.ask("recall", "", [[A]], b"", KEY) == []
+        assert rig.ask("recall", "", [None, []], b"", KEY) == given
+        assert rig.ask("recall", "", [[B, C], []], b"", KEY) == given
+        assert rig.ask("recall", "", [[A], []], b"", KEY) == []
         again = rig_run(rig, send_several(rig, [A, B], once=KEY))
         assert (rig.read(again), rig.replies[again].extra) == (given, 0)
         rig.start()
     rig.now += 500  # ten minutes from the lease on
-    assert rig.ask("recall", "", [None], b"", KEY) == given
+    assert rig.ask("recall", "", [None, []], b"", KEY) == given
 
 
 def test_pull_over_realms_that_waited_and_is_undone_is_leased_anew(rig: Rig) -> None:
     request = waiting_several(rig, once=KEY)
     rig.add(B, "x")
     rig.ask("undo_pull", B, [rig.replies[request].extra, [["x", 0]], KEY[0]])
-    assert rig.ask("recall", "", [None], b"", KEY) == []
+    assert rig.ask("recall", "", [None, []], b"", KEY) == []
     again = rig_run(rig, send_several(rig, once=KEY))
     assert several_given(rig, again) == [(B, "x")]
     assert rig.read(again)[0][1]["attempt"] == 1
