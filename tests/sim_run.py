@@ -18,6 +18,7 @@ from sim_whole import Arrivals, check_whole
 from simulation import World, made_up, memory_stores
 
 from restq.check import check
+from restq.data_dir import shard_path
 from restq.shards.sqlite_store import SqliteStore
 
 CLIENT_COUNT = 4
@@ -225,4 +226,4 @@ def simulate(seed: object, on_disk: bool = False, is_restless: bool | None = Non
 
 
 def _open_file(folder: Path, index: int) -> SqliteStore:
-    return SqliteStore(folder / f"shard-{index}.sqlite")
+    return SqliteStore(shard_path(folder, index))
