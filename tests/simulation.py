@@ -45,7 +45,7 @@ SMALL = [
     (jobs, "SLICE_COUNT", 3),
     (leases, "SLICE_COUNT", 3),
     (tasks, "STEP_COUNT", 2),
-    (shard, "STEP_COUNT", 2),
+    (tasks, "LITTLE_COUNT", 1),
     (shard, "GROUP_ROWS_MAX", 20),
     (moving, "CHUNK_COUNT", 2),
     (moving, "KEPT_COUNT", 2),

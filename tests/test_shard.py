@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 from typing import Any
 
@@ -175,6 +176,46 @@ def test_removal_of_many_jobs_lets_neighbours_pass_and_its_own_realm_wait(
     assert json.loads(rig.replies[own].body)["total_jobs"] == 0
     if operation == "clear_queue":
         assert json.loads(rig.replies[removal].body) == {"removed": 55}
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("is_lease", [True, False])
+def test_much_that_is_due_at_once_lets_neighbours_pass_and_its_own_realm_wait(rig: Rig, is_lease: bool) -> None:
+    rig.ask("configure", A, [], {"crash_limit": 1})
+    rig.add(A, *ids(55), **({} if is_lease else {"delay": 20}))
+    if is_lease:
+        rig.leases(A, 55, lease_time=20)
+    rig.add(B, "x")
+    rig.now += 20
+    own = rig.send("get_status", A)
+    turns = 0
+    while own not in rig.replies:
+        neighbour = rig.send("add_job", B, [f"during {turns}"], {"queue_id": 0})
+        peek = rig.send("peek", "", [1, None, None, None, None])
+        assert {neighbour, peek} <= set(rig.turn())
+        assert own in rig.replies or [found[1] for found in rig.read(peek)] == [B], "half of it is shown to nobody"
+        turns += 1
+    assert turns >= 5
+    assert rig.read(own)["total_jobs"] == 55
+    assert len(rig.ids(A, "dead" if is_lease else "ready")) == 55
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_much_that_is_due_in_many_realms_is_settled_in_turns_of_bounded_length(rig: Rig) -> None:
+    realms = [f"r{number}" for number in range(5)]
+    for realm in realms:
+        rig.ask("configure", realm, [], {"crash_limit": 1})
+        rig.add(realm, *ids(35))
+        rig.leases(realm, 35, lease_time=20)
+    rig.now += 20
+    own = [rig.send("get_status", realm) for realm in realms]
+    settled = []
+    while rig.busy:
+        rig.turn()
+        settled.append(sum(len(realm.queues[0].dead) for realm in rig.shard.realms()))
+    assert settled[-1] == 5 * 35
+    assert max(after - before for before, after in itertools.pairwise([40, *settled])) <= 10
+    assert [rig.read(request)["total_jobs"] for request in own] == [35] * 5
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -403,6 +444,20 @@ def test_full_disk_is_said_to_whoever_changes_something_and_not_to_who_reads(rig
     rig.shard.set_room(Room.ENOUGH)
     rig.add(A, "x")
     rig.ask("remove_job", A, ["job 0"])
+
+
+def test_look_over_realms_while_the_disk_is_full_settles_nothing_of_what_is_due(rig: Rig) -> None:
+    """Else all of that would have to fit into one group, once there is a little room."""
+    rig.ask("configure", A, [], {"crash_limit": 1})
+    rig.add(A, "x", "y")
+    rig.leases(A, lease_time=20)
+    rig.now += 20
+    rig.shard.set_room(Room.NONE)
+    assert rig.ask("peek", "", [5, None, None, None, None]) == []
+    assert rig.ask("get_statuses")[A]["total_jobs"] == 2
+    assert len(rig.shard.changes) == 0
+    rig.shard.set_room(Room.ENOUGH)
+    assert [found[2] for found in rig.ask("peek", "", [5, None, None, None, None])] == ["y"]
 
 
 @pytest.mark.usefixtures("small_steps")

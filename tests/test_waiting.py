@@ -25,7 +25,6 @@ from shard_rig import (
 from restq.placement import home
 from restq.protocol import MOVED
 from restq.shards import leasing, mailboxes, waking
-from restq.shards import shard as shard_module
 from restq.shards.store import Room
 
 KEY = ("k", "digest")
@@ -310,10 +309,8 @@ def test_wait_while_its_realm_is_held_is_served_after_the_task(rig: Rig) -> None
     assert rig.answered.index(removal) < rig.answered.index(waiter)
 
 
-def test_many_leases_that_end_at_once_are_not_settled_in_one_turn_for_the_sake_of_a_waiter(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shard_module, "STEP_COUNT", 10)
+@pytest.mark.usefixtures("small_steps")
+def test_many_leases_that_end_at_once_are_not_settled_in_one_turn_for_the_sake_of_a_waiter(rig: Rig) -> None:
     rig.add(A, *ids(100))
     rig.leases(A, 100, lease_time=20)
     waiter = rig.waiting_pull(A, queues=[7])

@@ -119,23 +119,22 @@ class Realm:
         """When something is to happen by itself; infinity if never."""
         return min(self.agenda.next_at(), self.expiries.next_at())
 
-    def advance(self, now: float, count: int = sys.maxsize) -> bool:
+    def advance(self, now: float, count: int = sys.maxsize) -> int:
         """Let time pass until `now`: leases run out, delays end, jobs expire, rates let pass again.
 
-        Stops after `count` of these and returns False: nothing else may be asked before a further call has returned
-        True. An instant that lies behind the last one is that one.
+        Stops after `count` of these; returns how much of it is left. Where that is none, nothing else may be asked
+        before a further call has left some. An instant that lies behind the last one is that one.
         """
-        while (at := self.next_deadline()) <= now:
-            if count < 1:
-                return False
+        while count > 0 and (at := self.next_deadline()) <= now:
             self.clock = max(self.clock, at)
             if self.agenda.next_at() <= at:
                 count -= self._come_due(count)
             else:
                 endings.expire(self, self.expiries.pop())
                 count -= 1
-        self.clock = max(self.clock, now)
-        return True
+        if count > 0:
+            self.clock = max(self.clock, now)
+        return count
 
     def _come_due(self, count: int) -> int:
         """What the agenda says; returns how much that was."""

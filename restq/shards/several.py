@@ -30,6 +30,7 @@ class Several:
         new_realm: Callable[[str], Realm],
         replies: Replies,
         once: Sequence[str],
+        now: float,
     ) -> None:
         self._index = index
         self._placement = placement
@@ -37,11 +38,12 @@ class Several:
         self._new_realm = new_realm
         self._replies = replies
         self._once = once
+        self._now = now
         self.touched: dict[str, Realm] = {}  # what was given: some may come to be
 
     def get(self, name: str) -> Realm:
         """The realm, an empty one if there is none. Raises Held, or Elsewhere."""
-        if not self.is_free(name):
+        if self._is_held(name):
             raise Held
         realm = self.touched.get(name)
         if realm is None:
@@ -51,12 +53,18 @@ class Several:
         return realm
 
     def is_free(self, name: str) -> bool:
-        """Whether no task holds the realm. Raises Elsewhere."""
+        """Whether no task holds the realm, and no time is to pass in it before all else. Raises Elsewhere."""
+        if self._is_held(name):
+            return False
+        actor = self._actors.get(name)
+        return actor is None or actor.realm is None or actor.realm.next_deadline() > self._now
+
+    def _is_held(self, name: str) -> bool:
         owner = self._placement.shard_of(name)
         if owner != self._index:
             raise Elsewhere(name, owner)
         actor = self._actors.get(name)
-        return actor is None or not actor.held
+        return actor is not None and actor.held
 
     def names(self) -> list[str]:
         """The realms that exist here."""

@@ -11,6 +11,7 @@ something is due in it; whoever waits for its jobs is asked after each thing tha
                      delete, redrive, ..
     batch            a very large body           is held           the last slice           goes on
     undo_pull        a very large pull           is held           the last slice           what it leased is undone
+    passing          much that is due at once    is held           the last of it           what is left is due
     move             pin, unpin                  is held           the target's HAVE        asks the target again
     arrive           another shard's move        counts for        its last rows: it        what came is removed
                                                  nothing yet       counts from then on
@@ -49,7 +50,7 @@ from restq.shards.several import Several, serve_several
 from restq.shards.stats import Stats
 from restq.shards.store import Loaded, Mark, Room, StoreFailed
 from restq.shards.sweeps import dissolve
-from restq.shards.tasks import RESUMED, STEP_COUNT, Tasks
+from restq.shards.tasks import RESUMED, Tasks
 from restq.shards.waking import Waking
 
 GROUP_ROWS_MAX = 8_000  # a group that changed so many rows is committed before more mail is read
@@ -83,7 +84,6 @@ class Shard:
         self._default_lease_time = default_lease_time
         self._chance = chance
         self._now = 0.0
-        self._is_over = False  # this turn: a realm has more to settle than it takes
         self.archive = Archive(store, self.changes)
         self._growth = Growth(store.growable)
         self.replies = Replies(self.keys, self.changes)
@@ -193,17 +193,16 @@ class Shard:
         return min(by_itself, self.waking.next_deadline())
 
     def turn(self, now: float) -> None:
-        """Let time pass, carry on one step of one task, and serve mail, a message a realm in rounds."""
+        """Carry on one step of one task, let time pass, and serve mail, a message a realm in rounds."""
         self._now = now
         self._reply_bytes = 0
         self._growth.begin()
-        self._is_over = False
         if not self.full:
-            self._let_time_pass()
-            self._chores.do(self.realms(), now)
             self.tasks.step()
+            self.tasks.pass_time(self._agenda, now)
+            self._chores.do(self.realms(), now)
         rows_max = GROUP_ROWS_MAX if self.room == Room.ENOUGH else LITTLE_ROWS_MAX
-        while self.mailboxes and not self._is_over and len(self.changes) < rows_max:
+        while self.mailboxes and len(self.changes) < rows_max:
             actor, mail = self.mailboxes.take()
             try:
                 outcome = self._serve(actor, mail)
@@ -211,9 +210,7 @@ class Shard:
                 if self.tasks.resting and actor is self.mailboxes.several:
                     self.answer(mail, refusal(mail, RESTING))
                     continue
-                self.mailboxes.put_back(actor, mail)  # until `release`, or the next turn
-                if actor is not self.mailboxes.several:
-                    self.mailboxes.enqueue(actor)
+                self.mailboxes.put_back(actor, mail)  # until `release`
                 continue
             self._follow(actor, mail, outcome)
             if self._reply_bytes > TURN_REPLY_BYTES_MAX:
@@ -243,6 +240,9 @@ class Shard:
     def _serve(self, actor: Actor, mail: Mail) -> Reply | Work | Wait | None:
         """Reply to one message; None where somebody will reply later. Raises Held."""
         call = Call(mail.params, mail.body, self._now, self.archive)
+        self.tasks.pass_time(self._agenda, self._now)
+        if actor.held:
+            raise Held
         try:
             if mail.operation not in _OPERATIONS:
                 raise InternalError(f"there is no operation {mail.operation!r}")
@@ -272,9 +272,8 @@ class Shard:
 
     def _serve_realm(self, actor: Actor, mail: Mail, call: Call) -> Reply | Work | Wait:
         realm = actor.realm or self._new_realm(mail.realm)
-        if not self.full and not realm.advance(self._now, STEP_COUNT):
-            self._is_over = True
-            raise Held
+        if not self.full:
+            realm.advance(self._now)
         self.waking.check(mail)
         if mail.once and (kept := self.replies.find(realm.key, mail.once, self._now)):
             body = self.archive.reply(kept[0])
@@ -314,20 +313,13 @@ class Shard:
 
     # -- time --------------------------------------------------------------------------------------------------
 
-    def _let_time_pass(self) -> None:
-        """In the realms where something is due, as far as one turn goes."""
-        while self._agenda.next_at() <= self._now and not self._is_over:
-            actor = self._agenda.pop()
-            assert isinstance(actor, Actor), "the agenda holds actors"
-            if actor.realm is None or actor.held:
-                continue  # `release` puts it down again
-            self.pass_time(actor)
-
     def pass_time(self, actor: Actor) -> None:
         """Let time pass in a realm, as far as one turn goes: who waits there is ahead of who comes after it."""
-        if actor.realm is not None and not self.full:
-            self._is_over = not actor.realm.advance(self._now, STEP_COUNT) or self._is_over
-        self.happened(actor)
+        if actor.realm is not None:
+            self._agenda.put(actor, actor.realm.next_deadline())
+        self.tasks.pass_time(self._agenda, self._now)
+        if not actor.held:
+            self.happened(actor)
 
     def happened(self, actor: Actor) -> None:
         """Something happened to a realm, or time passed in it: whoever waits may get something.
@@ -347,7 +339,9 @@ class Shard:
 
     def several(self, once: Sequence[str] = ()) -> Several:
         """The realms of this shard, to a request, perhaps with a key, on more than one of them."""
-        return Several(self.index, self.placement, self.mailboxes.actors, self._new_realm, self.replies, once)
+        return Several(
+            self.index, self.placement, self.mailboxes.actors, self._new_realm, self.replies, once, self._now
+        )
 
     def realms(self) -> Iterator[Realm]:
         """The realms that exist here."""

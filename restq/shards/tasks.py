@@ -1,4 +1,4 @@
-"""The sweeps under way in a shard: who is held by one, who waits for it, and whose step is next."""
+"""What goes on in steps in a shard: sweeps, batches, much that is due. Who is held by it, and whose step is next."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from restq.errors import RestqError
 from restq.shards.actor import Actor, Mail, no_mail
+from restq.shards.agenda import Agenda
 from restq.shards.changes import BATCH, Task
 from restq.shards.commands import REALM_OPERATIONS
 from restq.shards.commands.batches import finish
-from restq.shards.commands.call import Call, Done, Work, encode
+from restq.shards.commands.call import NOTHING, Call, Done, Work, encode
 from restq.shards.realm import Realm
 from restq.shards.room import rests
 from restq.shards.store import StoreFailed
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("restq.shard")
 
 STEP_COUNT = 1_000  # jobs in one step: some milliseconds
+LITTLE_COUNT = 10  # of what is due in a realm is done at once, however much is due in others
 RESUMED = KINDS | {BATCH}  # kinds of tasks that go on here after a start
 # What the reply to a sweep says; after a start, of what was left to do.
 COUNTS = {
@@ -34,8 +36,20 @@ COUNTS = {
 }
 
 
+class Passing:
+    """Time that passes in a realm until an instant."""
+
+    def __init__(self, realm: Realm, until: float) -> None:
+        self._realm = realm
+        self._until = until
+
+    def step(self, count: int) -> bool:
+        """Do up to `count` of what is due by then; True once that is all."""
+        return self._realm.advance(self._until, count) > 0
+
+
 class Tasks:
-    """The realms that a sweep holds, in the order in which their next steps are made."""
+    """The realms that a task holds, in the order in which their next steps are made."""
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
@@ -70,6 +84,20 @@ class Tasks:
             return
         assert isinstance(outcome, Work), "what was done in slices once has as many again"
         self.begin(actor, outcome, mail)
+
+    def pass_time(self, agenda: Agenda, now: float) -> None:
+        """In the realms where something is due: so much in all, and a little in each. One that has more is held."""
+        count = STEP_COUNT
+        while not self._shard.full and agenda.next_at() <= now:
+            actor = agenda.pop()
+            assert isinstance(actor, Actor), "the agenda of a shard holds actors"
+            if actor.realm is None or actor.held:
+                continue  # `release` puts it down again
+            count = actor.realm.advance(now, max(count, LITTLE_COUNT))
+            if count > 0:
+                self._shard.happened(actor)
+            else:
+                self.begin(actor, Work(Passing(actor.realm, now), lambda: Done(NOTHING)), None)
 
     def discard(self, realm: Realm) -> None:
         """Remove a realm that lives elsewhere by now or never came to count. Its name is free at once."""
