@@ -112,12 +112,16 @@ class Rig(Sender):
         self.shard.committed()
         return self._hand_out(self.shard.outbox)
 
-    def full_turn(self) -> list[int]:
-        """One turn whose commit finds the disk full, and what the process does then; there is room again at once."""
+    def full_turn(self, room: Room = Room.NONE) -> list[int]:
+        """One turn whose commit finds the disk full, and what the process does then; there is enough room at once.
+
+        `room` is what there is for what is asked, or goes on, once more.
+        """
         self.shard.turn(self.now)
-        self.shard.set_room(Room.NONE)
+        self.shard.set_room(room)
         refused = refuse(self.shard, self.shard.outbox, FULL)
         self.shard.load(self.store.load(), self.now)
+        self.shard.committed()
         self.shard.set_room(Room.ENOUGH)
         return self._hand_out(refused)
 

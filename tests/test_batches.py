@@ -366,11 +366,34 @@ def test_full_disk_at_any_turn_of_a_batch_leaves_nothing_or_ends_as_in_one_go(
         is_begun = any(row.task for row in rig.store._tables["realms"].values())
         assert rig.full_turn() == [request]
         assert rig.error(request)["code"] == "storage_full"
+        assert ("if this had begun" in rig.error(request)["message"]) == is_begun
+        assert ("nothing was done" in rig.error(request)["message"]) != is_begun
         rig.shard.set_room(Room.NONE)
         assert not rig.busy, "it rests while there is no room"
         rig.shard.set_room(Room.ENOUGH)
         rig.run()
         assert without_keys(seen(rig)) == (without_keys(expected) if is_begun else untouched), f"after {turns} turns"
+    assert turns > COUNT / SLICE_COUNT
+
+
+def test_disk_with_little_room_at_any_turn_of_a_batch_that_takes_away_replies_as_in_one_go(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind.operation in ("add_jobs", "redrive"):
+        pytest.skip("it needs more than a little room")
+    expected, reply = in_one_go(kind, monkeypatch)
+    for turns in range(100):
+        rig, request = begun(kind)
+        for _ in range(turns):
+            rig.turn()
+        if request in rig.replies:
+            break
+        assert rig.full_turn(Room.LITTLE) == []
+        rig.turn()
+        assert rig.full_turn(Room.LITTLE) == []
+        rig.run()
+        assert rig.read(request) == reply, f"after {turns} turns"
+        assert without_keys(seen(rig)) == without_keys(expected)
     assert turns > COUNT / SLICE_COUNT
 
 

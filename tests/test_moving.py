@@ -409,6 +409,16 @@ def test_full_disk_during_a_move_goes_on_with_it(pair: tuple[Rig, Rig]) -> None:
     assert source.reply_to("get_status", HOME_0).status == MOVED
 
 
+def test_full_disk_at_the_end_of_a_move_does_not_say_that_nothing_was_done(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    before = seen(source, HOME_0)
+    asked = pin(source, HOME_0, 1)
+    carry_out(source, target)
+    assert source.full_turn() == [asked]
+    assert "if this had begun, it goes on" in source.error(asked)["message"]
+    assert seen(target, HOME_0) == before
+
+
 def test_arrival_that_a_reload_forgot_is_to_begin_again_and_leaves_nothing_to_the_collector(rig: Rig) -> None:
     source = Rig()
     source.add(A, *ids(200))

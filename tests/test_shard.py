@@ -503,6 +503,34 @@ def test_full_disk_during_a_removal_tells_who_waits_for_it(rig: Rig) -> None:
     assert rig.ask("get_status", A)["total_jobs"] == 0, "it was begun: it is finished"
 
 
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("room", [Room.NONE, Room.LITTLE])
+def test_full_disk_at_the_last_step_of_a_removal_does_not_say_that_nothing_was_done(rig: Rig, room: Room) -> None:
+    rig.add(A, *ids(55), tags=["t"])
+    removal = rig.send("remove_tagged_jobs", A, ["t"])
+    while len(rig.store._tables["jobs"]) > 5:
+        rig.turn()
+    assert removal not in rig.replies
+    assert rig.full_turn(room) == ([removal] if room == Room.NONE else [])
+    rig.run()
+    if room == Room.NONE:
+        assert "if this had begun, it goes on" in rig.error(removal)["message"]
+    else:
+        assert rig.read(removal) == {}
+    assert rig.ids(A) == []
+
+
+@pytest.mark.parametrize("room", [Room.NONE, Room.LITTLE])
+def test_full_disk_at_a_removal_that_begins_and_ends_in_one_group_does_nothing_or_all(rig: Rig, room: Room) -> None:
+    rig.add(A, *ids(5), tags=["t"])
+    removal = rig.send("remove_tagged_jobs", A, ["t"])
+    assert rig.full_turn(room) == ([removal] if room == Room.NONE else [])
+    rig.run()
+    if room == Room.NONE:
+        assert "nothing was done" in rig.error(removal)["message"]
+    assert rig.ids(A) == (ids(5) if room == Room.NONE else [])
+
+
 def test_reload_leaves_nothing_to_the_garbage_collector(rig: Rig) -> None:
     rig.add(A, *ids(300), tags=["t"])
     rig.add(A, *ids(100), queue=1)

@@ -9,23 +9,24 @@ from restq.shards.room import check_room
 from restq.shards.shard import Shard
 from restq.shards.store import Room
 
+_GOES_ON = StorageFull("there is no room left on the disk: if this had begun, it goes on, or is undone, once there is")
+
 
 def refuse(shard: Shard, outbox: list[tuple[Mail, Reply]], why: StorageFull) -> list[tuple[Mail, Reply]]:
-    """What to send instead of these replies, where the group could not be kept.
+    """What to send instead of these replies, and to who waits for a task, where the group could not be kept.
 
-    What the shard still has room for, be it for reads alone, is asked once more. Who waits for a task is told, too:
-    whether it began in this group, and is undone, or in an earlier one.
+    What the shard still has room for, be it for reads alone, is asked once more, or goes on where it began in an
+    earlier group. The others are told which of the two it is: what began in this one is undone.
     """
     refused: list[tuple[Mail, Reply]] = []
-    for mail, _ in outbox:
-        if _goes_on(shard, mail):
-            shard.receive(mail)
+    for mail in (*(mail for mail, _ in outbox), *shard.tasks.waiting(), *shard.moves.waiting()):
+        has_begun = shard.begun.get(mail.realm) is mail
+        if not _goes_on(shard, mail):
+            refused.append((mail, refusal(mail, _GOES_ON if has_begun else why)))
+        elif has_begun:
+            shard.tasks.hand_over(mail)
         else:
-            refused.append((mail, refusal(mail, why)))
-    perhaps = StorageFull(
-        "there is no room left on the disk: if this had begun, it goes on, or is undone, once there is"
-    )
-    refused += [(mail, refusal(mail, perhaps)) for mail in (*shard.tasks.waiting(), *shard.moves.waiting())]
+            shard.receive(mail)
     return refused
 
 

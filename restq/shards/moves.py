@@ -35,6 +35,10 @@ class Moves:
         asked, self.asked = self.asked, []
         return asked
 
+    def begun(self) -> dict[str, Mail]:
+        """Who waits for a move, by realm."""
+        return dict(self._movers)
+
     def waiting(self) -> Iterable[Mail]:
         """Who waits for a move."""
         return self._movers.values()

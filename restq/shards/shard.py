@@ -77,6 +77,7 @@ class Shard:
         self.keys = Keys(shard=index)
         self.changes = Changes()
         self.outbox: list[tuple[Mail, Reply]] = []
+        self.begun: dict[str, Mail] = {}  # who waits for a task of which the file knows, by realm
         self.stats = Stats()
         self.mailboxes = Mailboxes()
         self._reply_bytes = 0  # of the replies of this turn
@@ -367,7 +368,8 @@ class Shard:
         self.mailboxes.enqueue(self.mailboxes.several)
 
     def committed(self) -> None:
-        """What this turn did is committed: now it is told."""
+        """What this turn did is committed, or undone: now it is told."""
+        self.begun = self.tasks.begun() | self.moves.begun()
         has_news = bool(self.events.told)
         if self.events.record(self._now):
             for realm in self.realms():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from restq.errors import RestqError
-from restq.shards.actor import Actor, Mail, no_mail
+from restq.shards.actor import Actor, Mail, no_mail, refusal
 from restq.shards.agenda import Agenda
 from restq.shards.changes import BATCH, Task
 from restq.shards.commands import REALM_OPERATIONS
@@ -55,6 +56,7 @@ class Tasks:
         self._shard = shard
         self.actors: deque[Actor] = deque()
         self.resting: deque[Actor] = deque()  # there is too little room on the disk for them to go on
+        self._heirs: dict[str, Mail] = {}  # by realm: who goes on waiting while memory goes back to the store
 
     def begin(self, actor: Actor, work: Work, mail: Mail | None) -> None:
         """Hold the realm until the work is done, and then answer."""
@@ -64,8 +66,10 @@ class Tasks:
         self.actors.append(actor)
 
     def resume(self, actor: Actor, realm: Realm, task: Task) -> None:
-        """Go on with what began before a start: nobody waits for it, but its reply is kept if it has a key."""
-        mail = no_mail(actor.name)._replace(once=task.once) if task.once else None
+        """Go on with what began before a start: mostly nobody waits for it, but its reply is kept if it has a key."""
+        mail = self._heirs.pop(actor.name, None)
+        if mail is None and task.once:
+            mail = no_mail(actor.name)._replace(once=task.once)
         if task.kind != BATCH:
             sweep = Sweep(realm, task)
             counts = COUNTS.get(task.kind, ())
@@ -81,6 +85,8 @@ class Tasks:
         except RestqError as error:  # rules may have become stricter since: no start must fail for ever
             log.error("realm %r: what was begun of %s is not gone on with: %s", realm.name, operation, error)
             finish(realm)
+            if mail is not None:
+                self._shard.answer(mail, refusal(mail, error))
             return
         assert isinstance(outcome, Work), "what was done in slices once has as many again"
         self.begin(actor, outcome, mail)
@@ -103,7 +109,7 @@ class Tasks:
         """Remove a realm that lives elsewhere by now or never came to count. Its name is free at once."""
         realm.pinned = False
         realm.set_task(Task("arrive"))  # what is left of it after a crash must not count either
-        self.resume(Actor(realm.name, realm), realm, Task("delete"))
+        self.begin(Actor(realm.name, realm), Work(Sweep(realm, Task("delete")), lambda: Done(NOTHING)), None)
 
     def step(self) -> None:
         """Carry on the sweep whose turn it is, if there is one."""
@@ -150,9 +156,26 @@ class Tasks:
         self.resting.clear()
 
     def waiting(self) -> list[Mail]:
-        """Who waits for a sweep."""
-        works = (actor.work for actor in (*self.actors, *self.resting))
-        return [work[1] for work in works if work is not None and work[1] is not None]
+        """Who waits for a task."""
+        return [mail for _, mail in self._waiting()]
+
+    def begun(self) -> dict[str, Mail]:
+        """Who waits for what a start would go on with, by realm."""
+        begun = {}
+        for actor, mail in self._waiting():
+            task = None if actor.realm is None else actor.realm.task
+            if task is not None and task.kind in RESUMED and task.kind != UNDO_PULL:
+                begun[actor.name] = mail
+        return begun
+
+    def hand_over(self, mail: Mail) -> None:
+        """Have a request, which waits for what began, wait for it still once memory has gone back to the store."""
+        self._heirs[mail.realm] = mail
+
+    def _waiting(self) -> Iterator[tuple[Actor, Mail]]:
+        for actor in (*self.actors, *self.resting):
+            if actor.work is not None and actor.work[1] is not None:
+                yield actor, actor.work[1]
 
 
 def _note_key(actor: Actor, mail: Mail | None) -> None:
