@@ -109,7 +109,7 @@ class Rig(Sender):
         if changes := self.shard.take_changes():
             self._group += 1
             completed(self.store.commit(changes, self.shard.mark(self._group, self.now)))
-        self.shard.committed()
+        self.shard.committed(self.shard.outbox)
         return self._hand_out(self.shard.outbox)
 
     def full_turn(self, room: Room = Room.NONE) -> list[int]:
@@ -121,7 +121,7 @@ class Rig(Sender):
         self.shard.set_room(room)
         refused = refuse(self.shard, self.shard.outbox, FULL)
         self.shard.load(self.store.load(), self.now)
-        self.shard.committed()
+        self.shard.committed(refused)
         self.shard.set_room(Room.ENOUGH)
         return self._hand_out(refused)
 

@@ -23,7 +23,6 @@ from sim_run import simulate
 
 from restq.errors import StorageFull
 from restq.shards import leasing, process
-from restq.shards.claims import Claims
 from restq.shards.replies import Replies
 from restq.shards.store import StoreFailed
 
@@ -126,9 +125,8 @@ def test_simulate_shard_that_takes_a_failed_commit_for_a_full_disk_is_found_out(
     [
         (leasing.Pull, "number", property(lambda pull: 1, lambda pull, number: None)),
         (Replies, "find", lambda replies, realm, once, now: []),
-        (Claims, "make", lambda claims, once, began: None),
     ],
-    ids=["lease ids that repeat", "keys that count for nothing", "claims that refuse nobody"],
+    ids=["lease ids that repeat", "keys that count for nothing"],
 )
 def test_simulate_planted_fault_is_found_out(where: type, name: str, fault: Callable[..., Any]) -> None:
     with mock.patch.object(where, name, fault, create=True):

@@ -582,6 +582,26 @@ def test_full_disk_makes_nobody_wait_longer_than_asked(rig: Rig) -> None:
     assert all(request in rig.replies for request in requests)
 
 
+def test_full_disk_in_the_turn_in_which_a_wait_ends_or_is_left_makes_nobody_wait_on(rig: Rig) -> None:
+    rig.add(A, "x", tags=["t"])
+    rig.pull(A)
+    left = [rig.waiting_pull(A), waiting_tag(rig, A, "t"), waiting_several(rig)]
+    rig.run_until(NOW + 30)
+    over = [rig.waiting("pull", A, [], {"wait": 5}), waiting_tag(rig, A, "t", "5"), waiting_several(rig, seconds=5)]
+    for request in left:
+        rig.leave(request)
+    rig.now += 5
+    rig.send("add_job", A, ["lost"], {"queue_id": 0, "delay": 500})
+    rig.full_turn(Room.LITTLE)
+    rig.run()
+    assert {*left, *over} <= set(rig.replies)
+    assert nothing(rig, left[0])
+    rig.add(A, "new")
+    assert rig.ids(A, "ready") == ["new"]
+    assert not rig.shard.waking._left
+    assert not rig.shard.waking._orders
+
+
 def test_full_disk_changes_nothing_for_those_who_wait_for_several_realms(rig: Rig) -> None:
     """What a look at what is ready brings about is kept once there is room, and not tried in vain again and again."""
     rig.add(A, "x", expires_in=10)

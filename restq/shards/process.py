@@ -219,7 +219,7 @@ class ShardProcess:
                 shard.stats.group_count += 1
                 shard.stats.row_count += len(changes)
                 shard.stats.commit_seconds += time.monotonic() - commit_at
-        shard.committed()
+        shard.committed(outbox)
         await self._send(outbox)
         ended_at = time.monotonic()
         for mail, _ in outbox:

@@ -367,9 +367,10 @@ class Shard:
         self.mailboxes.forget(actor)
         self.mailboxes.enqueue(self.mailboxes.several)
 
-    def committed(self) -> None:
-        """What this turn did is committed, or undone: now it is told."""
+    def committed(self, outbox: Sequence[tuple[Mail, Reply]]) -> None:
+        """What this turn did is committed, or undone: now these are told."""
         self.begun = self.tasks.begun() | self.moves.begun()
+        self.waking.served(mail for mail, _ in outbox)
         has_news = bool(self.events.told)
         if self.events.record(self._now):
             for realm in self.realms():
@@ -387,7 +388,6 @@ class Shard:
     def answer(self, mail: Mail, reply: Reply) -> None:
         """Have a reply sent once the turn is committed."""
         self._reply_bytes += len(reply.body)
-        self.waking.served(mail)
         self.outbox.append((mail, reply))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from restq.errors import IdempotencyKeyReused
 from restq.protocol import MOVED, Reply
@@ -37,7 +37,7 @@ class Waking:
         self._answer = answer
         self._realm_of = realm_of
         self._left: dict[tuple[int, int], None] = {}
-        self._orders: dict[tuple[int, int], Order] = {}  # of those that are to wait once more: their places
+        self._orders: dict[tuple[int, int], Order] = {}  # of those that may have to wait once more: their places
         self._last_number = 0
 
     def wait(self, mail: Mail, wait: Wait, now: float) -> None:
@@ -103,8 +103,7 @@ class Waking:
             news = waiters[0].wait.again(self._realm_of(""), self._call(waiters[0].mail, now))
             if news is not None:
                 for waiter in waiters:
-                    self._waiting.remove(waiter)
-                    self._answer(waiter.mail, Reply(waiter.mail.request_id, 200, news.body))
+                    self._end(waiter, Reply(waiter.mail.request_id, 200, news.body))
 
     def time_up(self, now: float) -> None:
         """Answer those who waited as long as they wanted to."""
@@ -113,18 +112,17 @@ class Waking:
 
     def leave(self, sender: Sender, request_id: int, now: float) -> None:
         """A front end does not want to wait for a request any longer, which may not even be served yet."""
+        self._left[id(sender), request_id] = None
+        if len(self._left) > LEFT_MAX:
+            del self._left[next(iter(self._left))]
         waiter = self._waiting.of_request(sender, request_id)
         if waiter is not None:
             self._give_up(waiter, now)
-        else:
-            self._left[id(sender), request_id] = None
-            if len(self._left) > LEFT_MAX:
-                del self._left[next(iter(self._left))]
 
-    def served(self, mail: Mail) -> None:
-        """A request was answered: that it is left means nothing any more."""
-        for remembered in (self._left, self._orders):
-            if remembered:
+    def served(self, mails: Iterable[Mail]) -> None:
+        """Requests are told their answers: that they were left, or their places, means nothing any more."""
+        for mail in mails if self._left or self._orders else ():
+            for remembered in (self._left, self._orders):
                 remembered.pop((id(mail.sender), mail.request_id), None)
 
     def gone(self, sender: Sender) -> None:
@@ -137,8 +135,7 @@ class Waking:
     def moved(self, name: str, shard: int) -> None:
         """A realm lives elsewhere by now: who named it waits there."""
         for waiter in self._waiting.of_realm(name):
-            self._waiting.remove(waiter)
-            self._answer(waiter.mail, Reply(waiter.mail.request_id, MOVED, name.encode(), shard))
+            self._end(waiter, Reply(waiter.mail.request_id, MOVED, name.encode(), shard))
 
     def end(self, now: float) -> None:
         """Answer all who wait, with what there is."""
@@ -164,8 +161,13 @@ class Waking:
         self._finish(waiter, waiter.wait.nothing(realm, self._call(waiter.mail, now)), realm, now)
 
     def _finish(self, waiter: Waiter, done: Done, realm: Realm, now: float) -> None:
+        self._end(waiter, self._ok(waiter.mail, done, realm, now))
+
+    def _end(self, waiter: Waiter, reply: Reply) -> None:
+        """It waits no longer, unless the answer can't be kept: then in its place, for the rest of its time."""
         self._waiting.remove(waiter)
-        self._answer(waiter.mail, self._ok(waiter.mail, done, realm, now))
+        self._orders[id(waiter.mail.sender), waiter.mail.request_id] = waiter.order
+        self._answer(waiter.mail, reply)
 
     def _ok(self, mail: Mail, done: Done, realm: Realm, now: float) -> Reply:
         """The reply, which is kept in the realm where something was done."""
