@@ -150,12 +150,7 @@ def list_jobs(model: Model, request: Request) -> Any:
     """All jobs, with their data; or the results."""
     state, queue, tag, prefix, *_ = request.params
     if state == "done":
-        oldest_at = request.served_at - model.settings.keep_seconds if model.settings.keep_seconds else 0.0
-        keeps = model.settings.keep_seconds or model.settings.keep_count
-        return {
-            "jobs": [result for result in model.results if keeps and result["done_at"] >= oldest_at],
-            "cursor": None,
-        }
+        return {"jobs": [result.said for result in model.kept_results(request.served_at)], "cursor": None}
     jobs = [
         {**views.shown_job(model, job), "data": job.text and Data(job.text)}
         for job in model.jobs
@@ -264,24 +259,30 @@ def _pull_2013(model: Model, request: Request) -> Any:
 def _exchange(model: Model, request: Request) -> Any:
     said = request.said
     acked = said.get("ack", {}).get("leases", [])
-    places = [place_of(model, request, proof) for proof in acked]
-    if acked and not any(places):
+    if acked and not any(place_of(model, request, proof) for proof in acked):
         return Refused(LeaseStale)
-    gone = {place.job.job_id for place in places if place is not None and len(model.places_of(place.job)) == 1}
     jobs = [new_job(job, request.served_at) for job in said.get("add", [])]
-    if error := model.add_error(jobs, gone):
+    finished = model.copy()
+    _finish(finished, request)
+    if error := finished.add_error(jobs):
         return Refused(error)
-    reply: dict[str, Any] = {}
-    if "ack" in said:
-        reply["ack"] = ack_all(model, request, said["ack"], acked)
-    if "nack" in said:
-        reply["nack"] = nack_all(model, request, said["nack"], said["nack"]["leases"])
+    reply = _finish(model, request)
     if jobs:
         model.add(jobs)
     if "pull" not in said:
         return reply
     leased = model.pull(wanted(said["pull"]))
     return _handed_out({**reply, "pull": {"jobs": _leased(model, leased)}}, leased)
+
+
+def _finish(model: Model, request: Request) -> dict[str, Any]:
+    """What an exchange does before it adds."""
+    said, reply = request.said, {}
+    if "ack" in said:
+        reply["ack"] = ack_all(model, request, said["ack"], said["ack"]["leases"])
+    if "nack" in said:
+        reply["nack"] = nack_all(model, request, said["nack"], said["nack"]["leases"])
+    return reply
 
 
 def ack_all(model: Model, request: Request, said: dict[str, Any], proofs: Sequence[str]) -> Any:
@@ -313,17 +314,14 @@ def nack_all(model: Model, request: Request, said: dict[str, Any], proofs: Seque
 
 
 def _configure(model: Model, request: Request) -> Any:
-    said = dict(request.said)
-    model.exists = True
+    said, settings = dict(request.said), model.settings
     model.default_lease_time = said.pop("default_lease_time", model.default_lease_time)
     if "keep_done" in said:
         keep = said.pop("keep_done") or {}
-        model.settings = model.settings._replace(
-            keep_seconds=keep.get("seconds") or 0.0, keep_count=keep.get("count") or 0
-        )
+        settings = settings._replace(keep_seconds=keep.get("seconds") or 0.0, keep_count=keep.get("count") or 0)
     if "backoff" in said:
-        model.settings = model.settings._replace(backoff=_backoff(said.pop("backoff")))
-    model.settings = model.settings._replace(**{name: value or 0 for name, value in said.items()})
+        settings = settings._replace(backoff=_backoff(said.pop("backoff")))
+    model.configure_realm(settings._replace(**{name: value or 0 for name, value in said.items()}))
     return views.shown_config(model)
 
 

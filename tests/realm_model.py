@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,7 +142,7 @@ class Model:
                 key: ModelLimit(limit.settings, [*limit.handed_out]) for key, limit in getattr(self, name).items()
             }
             setattr(other, name, limits)
-        other.results = list(self.results)
+        other.results = [replace(result) for result in self.results]
         return other
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -239,9 +238,9 @@ class Model:
 
     # -- adding --------------------------------------------------------------------------------------------------
 
-    def add_error(self, new_jobs: list[NewJob], gone: Collection[str] = ()) -> type[RestqError] | None:
-        """What an add is refused for, if anything; the jobs `gone` are as good as removed."""
-        said: dict[str, bytes | None] = {job.job_id: job.text for job in self.jobs if job.job_id not in gone}
+    def add_error(self, new_jobs: list[NewJob]) -> type[RestqError] | None:
+        """What an add is refused for, if anything."""
+        said: dict[str, bytes | None] = {job.job_id: job.text for job in self.jobs}
         made = False
         for job_id, _, text, _, wishes in new_jobs:
             on_conflict = (wishes or NO_WISHES).on_conflict
@@ -476,10 +475,11 @@ class Model:
             result.dropped = result not in kept
         self.settings = settings
 
-    def kept_results(self) -> list[ModelResult]:
+    def kept_results(self, now: float = 0.0) -> list[ModelResult]:
+        """Those that were not dropped by now, or by the instant that was told last."""
         if not self.settings.keeps_results:
             return []
-        oldest_at = self.clock - (self.settings.keep_seconds or math.inf)
+        oldest_at = (now or self.clock) - (self.settings.keep_seconds or math.inf)
         return [result for result in self.results if not result.dropped and result.at >= oldest_at]
 
     def tidy_up(self) -> None:
