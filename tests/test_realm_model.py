@@ -388,6 +388,7 @@ class RealmAndModel(RuleBasedStateMachine):
     )
     def exchange(self, data: st.DataObject, jobs: list[NewJob], on_conflict: str) -> None:
         """What an ack, a nack and an add come to one after the other, or nothing where one of them is refused."""
+        self.settle()
         acked = self.some_leases(data) if data.draw(st.booleans()) else []
         nacked = self.some_leases(data) if data.draw(st.booleans()) else []
         jobs = [(*job[:4], Wishes(on_conflict=on_conflict)) for job in jobs]
