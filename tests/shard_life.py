@@ -41,6 +41,7 @@ from restq.shards.memory_store import MemoryStore
 from restq.shards.realm import Realm
 from restq.shards.shard import Shard
 from restq.shards.store import Room
+from restq.shards.tasks import Passing
 
 REALMS = ("a", "b", "c")
 FATES = ("", "lost", "unseen", "full")  # of a turn: see `_turn`
@@ -152,7 +153,7 @@ class ShardLife:
         if len(changes):
             self._group += 1
             completed(self._store.commit(changes, self.shard.mark(self._group, self.now)))
-        self.shard.committed()
+        self.shard.committed(self.shard.outbox)
         self._conclude_all()
         outbox, self.shard.outbox = self.shard.outbox, []
         for mail, reply in outbox:
@@ -178,6 +179,7 @@ class ShardLife:
         shard.outbox = []
         shard.load(self._store.load(), self.now)
         shard.set_room(Room.ENOUGH)
+        shard.committed(refused)
         outbox, shard.outbox = shard.outbox, []  # what waited for a bulk add that rests
         for mail, reply in (*refused, *outbox):
             if reply.status != 507:
@@ -292,9 +294,14 @@ class ShardLife:
         actor = self.shard.mailboxes.actors.get(name)
         return actor is not None and actor.held
 
+    def _is_under_way(self, name: str) -> bool:
+        """Whether what was asked of it goes on; where only time passes in steps, it does not."""
+        actor = self.shard.mailboxes.actors.get(name)
+        return actor is not None and actor.held and not (actor.work and isinstance(actor.work[0].steps, Passing))
+
     def _conclude_all(self) -> None:
         for name in REALMS:
-            if not self._is_held(name):
+            if not self._is_under_way(name):
                 self._conclude(name)
             if name not in self._under:
                 self._books[name].trim()
