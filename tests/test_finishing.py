@@ -13,6 +13,7 @@ from realm_rig import LEASE, NOW, Rig, called
 from restq.errors import DataDiffers, LeaseStale
 from restq.shards import finishing, leasing, operating
 from restq.shards.finishing import Outcome
+from restq.shards.renumbering import FirstKeys
 from restq.shards.settings import Backoff
 
 AN_HOUR = 3600.0
@@ -87,6 +88,15 @@ def test_lease_id_of_one_place_with_the_number_of_another_pull_is_stale(rig: Rig
     first, second = rig.leased(), rig.leased()
     crossed = f"{first.split('-')[0]}-{second.split('-')[1]}"
     assert rig.ack(crossed)["stale"] == [crossed]
+
+
+def test_lease_id_whose_place_is_gone_proves_none_of_its_neighbour_after_a_move(rig: Rig) -> None:
+    lease = leased(rig)
+    pull, key, born = lease.split("-")
+    rig.realm.first_keys = FirstKeys([(0, 0), (int(key) + 1, -1000)])  # as if 1,000 numbers that followed were gone
+    stale = f"{pull}-{int(key) + 5}-{born}"
+    assert rig.ack(stale)["stale"] == [stale]
+    assert rig.ack(lease)["acked"] == [lease]
 
 
 def test_lease_id_after_restart_is_still_good_and_never_given_again(rig: Rig) -> None:

@@ -45,7 +45,10 @@ def leased_place(realm: Realm, proof: str) -> Place | None:
     numbers = _LEASE_ID.fullmatch(proof)
     if numbers is None or numbers[3] != f"{realm.born:x}":
         return None
-    key = realm.first_keys.key(int(numbers[2]))
+    first = int(numbers[2])
+    key = realm.first_keys.key(first)
+    if realm.first_keys.first(key) != first:
+        return None  # of what is gone: the key is that of a neighbour
     job = realm.leases.get(key)
     place = None if job is None else job.place_of(key)
     return place if place is not None and place.history.lease == int(numbers[1]) else None
