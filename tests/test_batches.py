@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 from shard_rig import HOME_0, NOW, A, B, Rig, Sender, ids, only_rows_of
@@ -437,9 +438,10 @@ def loaded_from_file(path: Path, index: int, count: int, now: float) -> Rig:
     return rig
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
 @pytest.mark.parametrize("turns", [5, 6, 7])
 def test_start_with_another_number_of_shards_in_the_midst_of_a_batch_ends_as_in_one_go(
-    kind: Kind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, turns: int
+    kind: Kind, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, turns: int, is_killed: bool
 ) -> None:
     expected, _ = in_one_go(kind, monkeypatch)
     rig, request = begun(kind)
@@ -449,6 +451,10 @@ def test_start_with_another_number_of_shards_in_the_midst_of_a_batch_ends_as_in_
     assert any(row.task for row in rig.store._tables["realms"].values()), "it is under way"
     kept_in_file(rig, shard_path(tmp_path, 0))
     count = next(count for count in range(2, 20) if home(A, count) != 0)
+    if is_killed:
+        killed = mock.patch.object(SqliteStore, "remove_realms", side_effect=RuntimeError)
+        with killed, pytest.raises(RuntimeError):
+            relocate(tmp_path, count)
     relocate(tmp_path, count)
     moved = loaded_from_file(shard_path(tmp_path, home(A, count)), home(A, count), count, rig.now)
     moved.run()

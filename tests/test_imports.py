@@ -107,10 +107,11 @@ ARROWS: dict[str, str] = {
     "shards.witness": "",
     "shards.schema": "",
     "shards.checksums": "shards.changes",
+    "shards.removal": "shards.changes shards.store",
     "shards.sound_rows": "errors shards.changes shards.checksums shards.store",
     "shards.*_store": (
-        "data_dir errors shards shards.changes shards.checksums shards.data shards.renumbering shards.reserve"
-        " shards.schema shards.sound_rows shards.store shards.wal shards.witness"
+        "data_dir errors shards shards.changes shards.checksums shards.data shards.removal shards.renumbering"
+        " shards.reserve shards.schema shards.sound_rows shards.store shards.wal shards.witness"
     ),
     "shards.stats": "",
     "shards.moving": (

@@ -177,7 +177,6 @@ class _Relocation:
         keys = payload_keys(task)
         for key in keys:
             self._unkept[copy.target].payloads[copy.new_keys.key(key)] = self._stores[shard].payload(key)
-            self._unkept[shard].payloads[key] = None
         return task._replace(target=copy.new_keys.key(keys[0])).text()
 
     async def _copy_kept(self, store: SqliteStore, copies: dict[int, Copy]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import os
@@ -27,7 +26,7 @@ from typing import Any, NoReturn
 
 from restq.data_dir import lock_path, sync_directory, take_lock
 from restq.errors import RowDamaged, StorageFull
-from restq.shards import wal
+from restq.shards import removal, wal
 from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ResultRow, Stored, TagRow
 from restq.shards.checksums import with_checksums
 from restq.shards.renumbering import BLOCK_BITS
@@ -61,7 +60,6 @@ _PUT = {
     for table, count in _COLUMN_COUNTS.items()
 }
 _DROP = {table: f"DELETE FROM {table} WHERE {'name' if table == 'moved' else 'key'} = ?" for table in _COLUMN_COUNTS}
-_LISTED = "(SELECT value FROM json_each(?))"  # of a JSON array: however long, it is one parameter
 
 log = logging.getLogger("restq.store")
 
@@ -165,17 +163,10 @@ class SqliteStore:
 
     def remove_realms(self, realm_keys: list[int]) -> None:
         """Remove all rows of these realms, in one transaction. Reads the whole file."""
-        keys = (json.dumps(realm_keys),)
-        jobs = f"(SELECT key FROM jobs WHERE realm IN {_LISTED})"
-        execute = self._database.execute
         try:
-            execute("BEGIN IMMEDIATE")
-            execute(f"DELETE FROM places WHERE job IN {jobs}", keys)
-            execute(f"DELETE FROM payloads WHERE key IN {jobs}", keys)
-            for table in ("jobs", "queues", *KEPT):
-                execute(f"DELETE FROM {table} WHERE realm IN {_LISTED}", keys)
-            execute(f"DELETE FROM realms WHERE key IN {_LISTED}", keys)
-            execute("COMMIT")
+            self._database.execute("BEGIN IMMEDIATE")
+            removal.remove_realms(self._database, realm_keys)
+            self._database.execute("COMMIT")
         except sqlite3.Error as error:
             self._give_up(error)
 
