@@ -22,6 +22,7 @@ import pytest
 from conftest import Server, StartServer, _servers
 from longrun import seeds
 from processes import kill_at_once, run_web
+from shard_rig import Rig, ids
 from store_life import contents
 from wire import ask
 
@@ -277,6 +278,27 @@ def test_server_with_a_damaged_log_does_not_start_and_says_why(made: dict[str, M
     assert f"{path}-wal is damaged: frame " in run.stderr
     assert Path(f"{path}-wal").read_bytes() == log
     assert Witness(path).claims() > 0
+
+
+@pytest.mark.parametrize("which", ["min", "max"])
+def test_server_that_can_not_go_on_with_a_bulk_request_does_not_start_and_says_why(tmp_path: Path, which: str) -> None:
+    """Its body is damaged, or what its last slice replied."""
+    path = shard_path(tmp_path, 0)
+    store = SqliteStore(path)
+    rig = Rig(store=store)  # type: ignore[arg-type]
+    job_ids = ids(3_000)
+    for start in range(0, 3_000, 1_000):
+        rig.add("r", *job_ids[start : start + 1_000])
+    bulk = rig.send("remove_jobs", "r", [], {"jobs": job_ids})
+    while rig.shard.find("r").task is None or int(rig.shard.find("r").task.details[2]) < 2:  # type: ignore[union-attr]
+        rig.turn()
+    assert bulk not in rig.replies
+    store._database.execute(f"UPDATE payloads SET data = 'else' WHERE key = (SELECT {which}(key) FROM payloads)")
+    store.close()
+    run = run_web("127.0.0.1:0", f"--data-dir={tmp_path}", "--shards=1")
+    assert run.returncode == 1
+    assert "of table 'payloads' is not what was written" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 # -- what is read while the shard serves -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from restq import child, memory
-from restq.errors import StorageFull
+from restq.errors import RowDamaged, StorageFull
 from restq.loop import run
 from restq.placement import Placement
 from restq.protocol import Frames, Reply, pack
@@ -352,7 +352,7 @@ def main() -> int:
         return child.EXIT_REFUSED
     try:
         run(serve(settings, store))
-    except StoreRefused as refused:
+    except (RowDamaged, StoreRefused) as refused:  # of a row: where what was begun can't go on without it
         log.error("%s", refused)
         return child.EXIT_REFUSED
     except StoreFailed as failed:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from restq.errors import RestqError
+from restq.errors import RestqError, RowDamaged
 from restq.shards.actor import Actor, Mail, no_mail, refusal
 from restq.shards.agenda import Agenda
 from restq.shards.changes import BATCH, Task
@@ -66,7 +66,10 @@ class Tasks:
         self.actors.append(actor)
 
     def resume(self, actor: Actor, realm: Realm, task: Task) -> None:
-        """Go on with what began before a start: mostly nobody waits for it, but its reply is kept if it has a key."""
+        """Go on with what began before a start: mostly nobody waits for it, but its reply is kept if it has a key.
+
+        Raises RowDamaged where the file no longer holds what it needs: half of it is not to be served.
+        """
         mail = self._heirs.pop(actor.name, None)
         if mail is None and task.once:
             mail = no_mail(actor.name)._replace(once=task.once)
@@ -80,7 +83,7 @@ class Tasks:
         call = Call([], body, float(now), self._shard.archive, is_resumed=True)
         try:
             outcome = REALM_OPERATIONS[str(operation)](realm, call)
-        except StoreFailed:
+        except (RowDamaged, StoreFailed):
             raise
         except RestqError as error:  # rules may have become stricter since: no start must fail for ever
             log.error("realm %r: what was begun of %s is not gone on with: %s", realm.name, operation, error)

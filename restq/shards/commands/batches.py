@@ -40,6 +40,8 @@ class Batch(Generic[Part]):
         self._done_count = 0
         self._reply: dict[str, Any] = {}
         self._is_checked = False
+        if call.is_resumed:
+            self._read_done()
 
     def step(self, count: int) -> bool:
         """Check one slice or do one, whatever `count` says: they are of that size. True once all is done."""
@@ -61,14 +63,14 @@ class Batch(Generic[Part]):
             self._slices.append(found)
             return
         self._is_checked = True
-        task = self._realm.task
-        if task is None:
-            keys = [
-                self._realm.keys.take() for _ in range(len(self._slices))
-            ]  # of the body, and of the slices' replies
+        if not self._call.is_resumed:
+            keys = [self._realm.keys.take() for _ in self._slices]  # of the body, and of the slices' replies
             self._realm.changes.payloads[keys[0]] = self._call.body
             self._realm.set_task(Task(BATCH, keys[0], (self._operation, str(self._call.now), 0)))
-            return
+
+    def _read_done(self) -> None:
+        task = self._realm.task
+        assert task is not None, "what is resumed is the realm's task"
         self._done_count = int(task.details[2])
         for key in payload_keys(task)[1:]:
             _merge(self._reply, decode(self._call.archive.payload(key)))
