@@ -269,10 +269,8 @@ class ShardLife:
         if request.operation == "get_statuses":
             if len(books) < len(REALMS):
                 raise Difference("all realms are looked at while one of them is held")
-            for name, book in books.items():
-                realm = self.shard.find(name)
-                if realm is not None and realm.next_deadline() > realm.clock:  # it is not told that time passed
-                    book.model.settle(realm.clock)
+            for name in books:
+                self._let_time_pass(name)
             return {name: views.shown_status(book.model) for name, book in books.items() if book.model.exists}
         parts: dict[str, Any] = {}
         leased: list[ModelPlace] = []
@@ -299,10 +297,17 @@ class ShardLife:
         actor = self.shard.mailboxes.actors.get(name)
         return actor is not None and actor.held and not (actor.work and isinstance(actor.work[0].steps, Passing))
 
+    def _let_time_pass(self, name: str) -> None:
+        """Time passed in a realm that nobody asked for anything: the simple one is not told of that."""
+        realm = self.shard.find(name)
+        if realm is not None and realm.next_deadline() > realm.clock:  # else there is time to pass first
+            self._books[name].model.settle(realm.clock)
+
     def _conclude_all(self) -> None:
         for name in REALMS:
             if not self._is_under_way(name):
                 self._conclude(name)
+                self._let_time_pass(name)  # else a start would do as of then what was done, and kept, by now
             if name not in self._under:
                 self._books[name].trim()
 
