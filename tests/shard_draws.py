@@ -19,6 +19,7 @@ QUEUES: tuple[QueueId, ...] = (0, 0, 0, 1, 1, 2, "b10")
 ELSEWHERE = HOME_1
 TAGS = ("blue", "green", "red")
 SPANS = (0.0, 0.25, 1.0, 5.0, 600.0)  # multiples of 1/128: sums of them are exact
+KEPT = (None, {"count": 3}, {"seconds": 60.0}, {"seconds": 60.0, "count": 3})  # of what is done
 NEVER_GIVEN = ("1-1", "0-0", "x", "999999999-1-1", "-", "1-2-3", "٣-٤-1", "1-01-0")
 OF_LEASES = frozenset({"ack", "exchange", "extend", "nack", "release"})
 KEYED = frozenset(
@@ -371,6 +372,7 @@ class Draws:
         self._maybe(said, 0.4, "crash_limit", (None, 1, 2))
         self._maybe(said, 0.3, "max_jobs", (None, None, None, 4))
         self._maybe(said, 0.3, "max_bytes", (None, None, 100, 6_000))
+        self._maybe(said, 0.4, "keep_done", (*KEPT, {"seconds": 4.0}))  # less than until the next chores
         if self._chance.random() < 0.3:
             said["backoff"] = self._backoff()
         request.said = said
@@ -378,9 +380,7 @@ class Draws:
 
     def keep_done(self, realm: str) -> Request:
         """Have a realm keep results."""
-        said = {
-            "keep_done": self._chance.choice((None, {"count": 3}, {"seconds": 60.0}, {"seconds": 60.0, "count": 3}))
-        }
+        said = {"keep_done": self._chance.choice(KEPT)}
         return Request("configure", realm, [], said, msgspec.json.encode(said))
 
     def _configure_2013(self, request: Request, model: Model) -> Request:

@@ -17,7 +17,7 @@ from longrun import seeds
 from shard_life import ShardLife
 from simulation import SMALL
 
-from restq.shards import finishing, rows, shard, tasks
+from restq.shards import endings, finishing, rows, shard, tasks
 from restq.shards import queue as queues
 from restq.shards.commands import batches
 from restq.shards.gates import Limit
@@ -163,6 +163,7 @@ def _any_lease_of_the_place_counts(leased_place: Any) -> Any:
             lambda write: lambda realm, changed=False: write(realm, changed and realm.task is not None),
             id="settings that are not noted",
         ),
+        pytest.param(endings, "outlive", lambda outlive: lambda realm, job: None, id="redrives that leave the expiry"),
     ],
 )
 def test_live_with_a_planted_fault_finds_it(where: Any, name: str, fault: Callable[[Any], Any]) -> None:
