@@ -156,6 +156,7 @@ class Rig:
         loader = Loader(self.keys, self.changes, lambda: self.chance)
         loader.add_all(loaded)
         (self.realm,) = loader.finish(self.now)
+        self.realm.advance(self.now)
 
     def rows(self, table: str) -> dict[int, Any]:
         """What the store keeps in a table."""

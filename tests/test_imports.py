@@ -82,7 +82,7 @@ ARROWS: dict[str, str] = {
         "errors names shards.changes shards.job shards.leasing shards.limits shards.operating shards.queue shards.realm"
     ),
     "shards.loader": (
-        "shards.changes shards.data shards.endings shards.gates shards.job shards.limits shards.queue shards.realm"
+        "shards.changes shards.data shards.gates shards.job shards.limits shards.queue shards.realm"
         " shards.renumbering shards.settings shards.store shards.tags"
     ),
     # Around it: bodies in, replies out; what is durable; the turn and the loop.

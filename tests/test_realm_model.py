@@ -695,6 +695,7 @@ class RealmAndModel(RuleBasedStateMachine):
         realms = loader.finish(self.now)
         assert len(realms) <= 1
         self.realm = realms[0] if realms else self.new_realm()
+        self.realm.advance(self.now)
         self.model.restart()
         self.model.settle(self.now)
 

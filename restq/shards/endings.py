@@ -13,8 +13,22 @@ if TYPE_CHECKING:
 
 def lease_ran_out(realm: Realm, place: Place) -> None:
     """A place is queued again because its lease ran out: it stays so, unless that was once too often."""
+    realm.tell("expired", place, attempt=place.history.attempt, worker=place.history.worker)
+    _wear(realm, place)
+
+
+def settle(realm: Realm, lapsed: list[Place], count: int) -> int:
+    """See to up to `count` of these places, whose leases ran out before a start; returns how many these were."""
+    count = min(count, len(lapsed))
+    for _ in range(count):
+        place = lapsed.pop()
+        if place.job.holds(place):  # else something else became of it
+            _wear(realm, place)
+    return count
+
+
+def _wear(realm: Realm, place: Place) -> None:
     history = place.history
-    realm.tell("expired", place, attempt=history.attempt, worker=history.worker)
     # As of the lease's end: a shard that was down then must not take away what died before its job expired.
     if history.mark == MARK_CANCELLED or is_expired(place.job, place.at):
         realm.take_out(place)

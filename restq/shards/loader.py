@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 
-from restq.shards import endings, limits
+from restq.shards import limits
 from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored, TagRow, Task
 from restq.shards.data import Large
 from restq.shards.gates import Limit
@@ -119,21 +119,17 @@ class Loader:
         return tags
 
     def finish(self, now: float) -> list[Realm]:
-        """All is fed: have it as of `now`. Returns the realms."""
+        """All is fed: have it as of `now`, but for what time brings about by `advance`. Returns the realms."""
         for realm in self._realms.values():
             realm.clock = now
             realm.roll.restore(sorted(realm.jobs.values(), key=lambda job: job.key))
             self._set_gates(realm)
-        ran_out: list[tuple[Realm, Place]] = []
         for key, (realm, places) in self._places.items():
-            ran_out += [(realm, place) for place in _hold_all(realm, self._queues[key], places)]
+            _hold_all(realm, self._queues[key], places)
         for realm in self._realms.values():
             for limit in (*realm.tags.limits.values(), *(queue.limit for queue in realm.queues.values())):
                 if limit is not None:
                     limits.refresh(realm, limit)
-        for realm, place in ran_out:
-            if place.job.holds(place):
-                endings.lease_ran_out(realm, place)
         self._places = {}
         return list(self._realms.values())
 
@@ -145,12 +141,11 @@ class Loader:
                 realm.tags.set_gates(job, realm.tags.gates_of(job))
 
 
-def _hold_all(realm: Realm, queue: Queue, places: list[Place]) -> list[Place]:
-    """Have all places of a queue where their states say: O(n). Returns those whose lease ran out."""
+def _hold_all(realm: Realm, queue: Queue, places: list[Place]) -> None:
+    """Have all places of a queue where their states say: O(n)."""
     now, tags = realm.clock, realm.tags
     plain: list[Place] = []
     waiting: list[Place] = []
-    ran_out: list[Place] = []
     for place in places:
         at, key, _, job, history = place
         if history.mark == MARK_DEAD:
@@ -166,7 +161,7 @@ def _hold_all(realm: Realm, queue: Queue, places: list[Place]) -> list[Place]:
             else:
                 plain.append(place)
             if history.lease:
-                ran_out.append(place)
+                queue.lapsed.append(place)
         if history.lease:
             realm.leases[key] = job
             if state == LEASED and (job.gates or queue.limit is not None):
@@ -177,6 +172,4 @@ def _hold_all(realm: Realm, queue: Queue, places: list[Place]) -> list[Place]:
             tags[tag].counts[state] += 1
     queue.plain.heap.rebuild(plain)
     queue.waiting.rebuild(waiting)
-    if (first := queue.waiting.peek()) is not None:
-        realm.agenda.put(queue, first.at)
-    return ran_out
+    realm.agenda.put(queue, queue.next_at)

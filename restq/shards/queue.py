@@ -110,7 +110,7 @@ class Queue:
     """The places of one queue id."""
 
     __slots__ = (
-        *("counts", "dead", "due_at", "key", "lanes", "lease_time", "limit", "open", "plain", "queue_id"),
+        *("counts", "dead", "due_at", "key", "lanes", "lapsed", "lease_time", "limit", "open", "plain", "queue_id"),
         *("settings", "waiting", "_line", "_line_count"),
     )
 
@@ -123,6 +123,7 @@ class Queue:
         self.counts = [0, 0, 0, 0]  # by state
         self.due_at = math.inf  # it is on the agenda for then
         self.waiting = _new_heap()
+        self.lapsed: list[Place] = []  # queued; their leases ran out before a start, perhaps once too often
         self.dead: dict[int, Place] = {}
         self.plain = Lane(self, ())
         self.lanes: dict[tuple[Gate, ...], Lane] = {(): self.plain}
@@ -133,6 +134,12 @@ class Queue:
 
     def __len__(self) -> int:
         return sum(self.counts)
+
+    @property
+    def next_at(self) -> float:
+        """When something is to happen to its places; infinity if never."""
+        first = self.waiting.peek()
+        return 0.0 if self.lapsed else math.inf if first is None else first.at
 
     @property
     def is_shut(self) -> bool:
@@ -225,6 +232,7 @@ class Queue:
             for gate in lane.gates:
                 gate.lanes.pop(lane, None)
         self.waiting.rebuild([])
+        self.lapsed.clear()
         self._line.clear()
         for container in (self.dead, self.lanes, self.open):
             container.clear()

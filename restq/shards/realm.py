@@ -143,7 +143,7 @@ class Realm:
             limits.refresh(self, thing)
             return 1
         assert isinstance(thing, Queue), "the agenda holds queues and limits"
-        done = 0
+        done = endings.settle(self, thing.lapsed, count)
         while done < count and (place := thing.waiting.peek()) is not None and place.at <= self.clock:
             thing.waiting.pop()
             state = LEASED if place.history.lease else DELAYED
@@ -152,8 +152,7 @@ class Realm:
             if state == LEASED:
                 endings.lease_ran_out(self, place)
             done += 1
-        if (first := thing.waiting.peek()) is not None:
-            self.agenda.put(thing, first.at)
+        self.agenda.put(thing, thing.next_at)
         return done or 1
 
     # -- from state to state -----------------------------------------------------------------------------------

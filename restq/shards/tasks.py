@@ -13,7 +13,7 @@ from restq.shards.agenda import Agenda
 from restq.shards.changes import BATCH, Task
 from restq.shards.commands import REALM_OPERATIONS
 from restq.shards.commands.batches import finish
-from restq.shards.commands.call import NOTHING, Call, Done, Work, encode
+from restq.shards.commands.call import NOTHING, Call, Done, Steps, Work, encode
 from restq.shards.realm import Realm
 from restq.shards.room import rests
 from restq.shards.store import StoreFailed
@@ -38,15 +38,16 @@ COUNTS = {
 
 
 class Passing:
-    """Time that passes in a realm until an instant."""
+    """Time that passes in a realm until an instant, and what is to go on from there, if anything."""
 
-    def __init__(self, realm: Realm, until: float) -> None:
+    def __init__(self, realm: Realm, until: float, then: Steps | None = None) -> None:
         self._realm = realm
         self._until = until
+        self.then = then
 
     def step(self, count: int) -> bool:
-        """Do up to `count` of what is due by then; True once that is all."""
-        return self._realm.advance(self._until, count) > 0
+        """Do up to `count` of what is due by then, or a step of what follows; True once that is all."""
+        return self._realm.advance(self._until, count) > 0 and (self.then is None or self.then.step(count))
 
 
 class Tasks:
@@ -76,7 +77,8 @@ class Tasks:
         if task.kind != BATCH:
             sweep = Sweep(realm, task)
             counts = COUNTS.get(task.kind, ())
-            self.begin(actor, Work(sweep, lambda: Done(encode({name: sweep.counts[name] for name in counts}))), mail)
+            steps = Passing(realm, realm.clock, sweep)
+            self.begin(actor, Work(steps, lambda: Done(encode({name: sweep.counts[name] for name in counts}))), mail)
             return
         operation, now, *_ = task.details
         body = self._shard.archive.payload(int(task.target or 0))
@@ -92,7 +94,7 @@ class Tasks:
                 self._shard.answer(mail, refusal(mail, error))
             return
         assert isinstance(outcome, Work), "what was done in slices once has as many again"
-        self.begin(actor, outcome, mail)
+        self.begin(actor, outcome._replace(steps=Passing(realm, realm.clock, outcome.steps)), mail)
 
     def pass_time(self, agenda: Agenda, now: float) -> None:
         """In the realms where something is due: so much in all, and a little in each. One that has more is held."""
