@@ -310,6 +310,27 @@ def test_wait_while_its_realm_is_held_is_served_after_the_task(rig: Rig) -> None
 
 
 @pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("is_left", [True, False])
+@pytest.mark.parametrize("added", [[], ["new"]])
+def test_wait_for_a_tag_that_is_over_during_a_task_is_told_nothing_of_the_half_of_it(
+    rig: Rig, is_left: bool, added: list[str]
+) -> None:
+    rig.add(A, *ids(55), tags=["t"])
+    asked = waiting_tag(rig, A, "t", "60")
+    removal = rig.send("remove_tagged_jobs", A, ["t"])
+    rig.send("add_jobs", A, [], {"jobs": [{"job_id": job_id, "queue_id": 0, "tags": ["t"]} for job_id in added]})
+    rig.turn()
+    if is_left:
+        rig.leave(asked)
+    else:
+        rig.now += 60
+    rig.turn()
+    assert not {removal, asked} & set(rig.replies)
+    rig.run()
+    assert rig.read(asked)["count"] == len(added)
+
+
+@pytest.mark.usefixtures("small_steps")
 def test_many_leases_that_end_at_once_are_not_settled_in_one_turn_for_the_sake_of_a_waiter(rig: Rig) -> None:
     rig.add(A, *ids(100))
     rig.leases(A, 100, lease_time=20)

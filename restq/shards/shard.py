@@ -89,10 +89,10 @@ class Shard:
         self._growth = Growth(store.growable)
         self.replies = Replies(self.keys, self.changes)
         self.bounds = bounds or Bounds()
-        self.waking = Waking(self.archive, self.replies, self.answer, self._realm_of)
+        self.tasks = Tasks(self)
+        self.waking = Waking(self.archive, self.replies, self.answer, self._realm_of, self.tasks.put_off)
         self.events = Events()
         self._chores = Chores(self.archive, self.changes, self.replies)
-        self.tasks = Tasks(self)
         self.moves = Moves(self)
         self.arrivals = Arrivals(self, self.tasks.discard, self.moves.arrive, self.moves.arrived)
         self._agenda = Agenda()  # of actors, in whose realms time is to pass

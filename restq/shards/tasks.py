@@ -110,6 +110,14 @@ class Tasks:
             else:
                 self.begin(actor, Work(Passing(actor.realm, now), lambda: Done(NOTHING)), None)
 
+    def put_off(self, mail: Mail) -> bool:
+        """Have a request served once a task of its realm is done; False if none is under way."""
+        actor = self._shard.mailboxes.actors.get(mail.realm)
+        if actor is None or actor.work is None:
+            return False
+        self._shard.receive(mail)
+        return True
+
     def discard(self, realm: Realm) -> None:
         """Remove a realm that lives elsewhere by now or never came to count. Its name is free at once."""
         realm.pinned = False

@@ -22,7 +22,10 @@ _ANY = Wanted()
 
 
 class Waking:
-    """The waiters of a shard. `answer` sends a reply, `realm_of` gives a realm, an empty one if there is none."""
+    """The waiters of a shard. `answer` sends a reply, `realm_of` gives a realm, an empty one if there is none.
+
+    `put_off` has a request served anew after the task that is under way in its realm; False if there is none.
+    """
 
     def __init__(
         self,
@@ -30,12 +33,14 @@ class Waking:
         replies: Replies,
         answer: Callable[[Mail, Reply], None],
         realm_of: Callable[[str], Realm],
+        put_off: Callable[[Mail], bool],
     ) -> None:
         self._waiting = Waiters()
         self._archive = archive
         self._replies = replies
         self._answer = answer
         self._realm_of = realm_of
+        self._put_off = put_off
         self._left: dict[tuple[int, int], None] = {}
         self._orders: dict[tuple[int, int], Order] = {}  # of those that may have to wait once more: their places
         self._last_number = 0
@@ -157,17 +162,24 @@ class Waking:
         return Call(mail.params, mail.body, now, self._archive)
 
     def _give_up(self, waiter: Waiter, now: float) -> None:
-        realm = self._realm_of(waiter.mail.realm)
-        self._finish(waiter, waiter.wait.nothing(realm, self._call(waiter.mail, now)), realm, now)
+        mail = waiter.mail
+        if waiter.wait.watch is not None and self._put_off(mail):  # what it would be told is half of a task
+            self._remove(waiter)
+            return
+        realm = self._realm_of(mail.realm)
+        self._finish(waiter, waiter.wait.nothing(realm, self._call(mail, now)), realm, now)
 
     def _finish(self, waiter: Waiter, done: Done, realm: Realm, now: float) -> None:
         self._end(waiter, self._ok(waiter.mail, done, realm, now))
 
     def _end(self, waiter: Waiter, reply: Reply) -> None:
-        """It waits no longer, unless the answer can't be kept: then in its place, for the rest of its time."""
+        self._remove(waiter)
+        self._answer(waiter.mail, reply)
+
+    def _remove(self, waiter: Waiter) -> None:
+        """It waits no longer, unless it has to once more: then in its place, for the rest of its time."""
         self._waiting.remove(waiter)
         self._orders[id(waiter.mail.sender), waiter.mail.request_id] = waiter.order
-        self._answer(waiter.mail, reply)
 
     def _ok(self, mail: Mail, done: Done, realm: Realm, now: float) -> Reply:
         """The reply, which is kept in the realm where something was done."""
