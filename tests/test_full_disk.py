@@ -42,7 +42,7 @@ from restq.shards.process import ShardProcess
 from restq.shards.relocation import relocate
 from restq.shards.room import LARGE_BYTES
 from restq.shards.sqlite_store import SqliteStore
-from restq.shards.store import Mark, Room, StoreRefused
+from restq.shards.store import Mark, Room, StoreFailed, StoreRefused
 
 MIB = 1 << 20
 LEASE_SECONDS = 300.0
@@ -468,7 +468,7 @@ class MadeUpDisk:
 @pytest.fixture
 def made_up_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUpDisk:
     disk = MadeUpDisk(tmp_path, 4 * MIB)
-    monkeypatch.setattr(reserve, "os", SimpleNamespace(**{**vars(os), "statvfs": disk.statvfs}))
+    monkeypatch.setattr(reserve, "os", SimpleNamespace(**{**vars(os), "statvfs": lambda path: disk.statvfs(path)}))
     return disk
 
 
@@ -538,6 +538,23 @@ def test_disk_that_others_filled_is_found_to_have_room_again(made_up_disk: MadeU
         await resumed(asker)
 
     with_process(made_up_disk.folder, play)
+
+
+@pytest.mark.usefixtures("quick_looks")
+def test_disk_that_can_not_be_looked_at_for_room_any_more_ends_the_process(made_up_disk: MadeUpDisk) -> None:
+    """Else adds would be refused for good: nobody would look again."""
+
+    async def play() -> None:
+        asker = Asker(made_up_disk.folder)
+        loop = asyncio.ensure_future(asker.process.run())
+        made_up_disk.others = made_up_disk.size
+        assert await asker.add("x", 50_000) == 507
+        made_up_disk.statvfs = lambda path: os.statvfs(made_up_disk.folder / "gone")  # type: ignore[method-assign]
+        with pytest.raises(StoreFailed, match="No such file"):
+            await asyncio.wait_for(loop, 10)
+        asker.store.close()
+
+    asyncio.run(play())
 
 
 def test_remove_on_a_disk_that_others_filled_takes_a_piece_of_the_reserve_at_once(made_up_disk: MadeUpDisk) -> None:

@@ -150,7 +150,7 @@ class ShardProcess:
         self._failure: BaseException | None = None  # of a move: only a new start helps
         self._memory_seen = -MEMORY_STEP_BYTES  # what the jobs held when somebody looked how much memory is left
         self._memory_at = 0.0
-        self._looking: asyncio.TimerHandle | None = None  # for room on a disk that was full
+        self._look_at = -math.inf  # for room on the disk
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -171,21 +171,20 @@ class ShardProcess:
     async def run(self) -> None:
         """Serve until stopped. Raises StoreFailed where only a new start helps."""
         shard = self.shard
-        self._look()
         while True:
-            while shard.busy(self._clock.now()) or shard.outbox or (len(shard.changes) and not shard.full):
-                if self._failure is not None:
-                    raise self._failure
-                if self._stopping and not shard.mailboxes and not shard.outbox:
-                    return  # what is under way goes on with the next start
-                await self._turn()
-                await asyncio.sleep(0)  # read what arrived meanwhile
-            self._start_moves()
+            now = self._clock.now()
+            if now >= self._look_at:
+                self._look(now)
             if self._failure is not None:
                 raise self._failure
-            if self._stopping:
-                return
-            await self._sleep(shard.next_deadline())
+            if self._stopping and not shard.mailboxes and not shard.outbox:
+                return  # what is under way goes on with the next start
+            if shard.busy(now) or shard.outbox or (len(shard.changes) and not shard.full):
+                await self._turn()
+                await asyncio.sleep(0)  # read what arrived meanwhile
+                continue
+            self._start_moves()
+            await self._sleep(min(shard.next_deadline(), self._look_at))
 
     async def _sleep(self, until: float) -> None:
         """Until something arrives, or until an instant of the shard's clock."""
@@ -248,24 +247,17 @@ class ShardProcess:
         refused = refuse(shard, outbox, full)
         started_at = time.monotonic()
         shard.load(self._store.load(), self._clock.now())
-        self._look_again(min(FULL_SECONDS_MAX, max(FULL_SECONDS, 10.0 * (time.monotonic() - started_at))))
+        seconds = 10.0 * (time.monotonic() - started_at)
+        self._look_at = self._clock.now() + min(FULL_SECONDS_MAX, max(FULL_SECONDS, seconds))
         return refused
 
-    def _look_again(self, seconds: float) -> None:
-        """See after so many seconds what there is room for, and again until there is enough."""
-        if self._looking is not None:
-            self._looking.cancel()
-        self._looking = asyncio.get_running_loop().call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        self._looking = None
+    def _look(self, now: float) -> None:
+        """See what there is room for on the disk, and again by and by until there is enough."""
         before = self.shard.room
         self.shard.set_room(self._store.room())
-        if self.shard.room < Room.ENOUGH:
-            self._look_again(FULL_SECONDS)
-        elif before < Room.ENOUGH:
+        self._look_at = now + FULL_SECONDS if self.shard.room < Room.ENOUGH else math.inf
+        if before < Room.ENOUGH == self.shard.room:
             log.warning("shard %d: there is room on the disk again", self.shard.index)
-        self.wake()
 
     def _look_at_memory(self) -> None:
         """Once the jobs took some more of it, or while there is too little of it."""

@@ -185,7 +185,10 @@ class SqliteStore:
 
     def room(self) -> Room:
         """How much room there is now; a group that needs more is refused, from here on."""
-        return Room.ENOUGH if self._reserve is None else self._reserve.room()
+        try:
+            return Room.ENOUGH if self._reserve is None else self._reserve.room()
+        except (sqlite3.Error, OSError) as error:
+            raise StoreFailed(f"{self.path}: {error}") from error
 
     def growable(self) -> float:
         """By how many bytes the data may grow at this moment."""

@@ -94,7 +94,10 @@ class Store(Protocol):
         """
 
     def room(self) -> Room:
-        """How much room there is now, never NONE; a group that needs more is refused, from here on."""
+        """How much room there is now, never NONE; a group that needs more is refused, from here on.
+
+        Raises StoreFailed where that is not to be learned.
+        """
 
     def growable(self) -> float:
         """By how many bytes the data may grow at this moment, as an estimate; infinity where nothing bounds them."""
