@@ -34,7 +34,7 @@ class _Kept(NamedTuple):
     digest: str
     until: float
     size: int
-    lease: int = 0  # the number of the pull whose jobs it gives; after a start or a move it is forgotten
+    undoable_lease: int = 0  # the number of the pull whose jobs it gives, until it is given again; after a start: none
 
 
 class Replies:
@@ -47,7 +47,6 @@ class Replies:
         self._by_until: list[tuple[float, int, tuple[int, str]]] = []
         self._count = 0
         self._bytes = 0
-        self._given_again: set[int] = set()  # row keys
         self.claims = Claims()  # of those that are to come
 
     @property
@@ -59,7 +58,6 @@ class Replies:
         """Be what the store holds, and no more."""
         self._kept.clear()
         self._by_until.clear()
-        self._given_again.clear()
         self._count = self._bytes = 0
         for key, realm, name, digest, until, size in rows:
             self.add(key, realm, name, digest, until, size)
@@ -67,7 +65,6 @@ class Replies:
     def add(self, key: int, realm: int, name: str, digest: str, until: float, size: int) -> None:
         """Know of a reply whose row is noted already, and which for all we know was given again before."""
         self._put((realm, name), _Kept(key, digest, until, size))
-        self._given_again.add(key)
 
     def _put(self, place: tuple[int, str], kept: _Kept) -> None:
         self._kept[place] = (*self._kept.get(place, ()), kept)
@@ -86,9 +83,9 @@ class Replies:
             raise IdempotencyKeyReused(
                 f"the idempotency key {name!r} was used for another request a short while ago", "Idempotency-Key"
             )
-        keys = [kept.key for kept in found]
-        self._given_again.update(keys)
-        return keys
+        if any(kept.undoable_lease for kept in found):
+            self._kept[realm, name] = tuple(kept._replace(undoable_lease=0) for kept in self._kept[realm, name])
+        return [kept.key for kept in found]
 
     def note(self, realm: int, mail: Mail, done: Done, now: float) -> None:
         """Keep the reply to a request with a key, unless it did nothing: a pull in vain is tried anew."""
@@ -110,12 +107,10 @@ class Replies:
         It may not if the request came once more and got this reply: then it counts, whatever became of the first.
         """
         found = self._kept.get((realm, name), ())
-        own = [kept for kept in found if kept.lease == lease]
-        if any(kept.key in self._given_again for kept in own or found):
-            return False
+        own = [kept for kept in found if kept.undoable_lease == lease]
         for kept in own:
             self._drop((realm, name), kept)
-        return True
+        return bool(own) or all(kept.undoable_lease for kept in found)
 
     def _drop(self, place: tuple[int, str], dropped: _Kept) -> None:
         left = tuple(kept for kept in self._kept[place] if kept.key != dropped.key)
@@ -125,7 +120,6 @@ class Replies:
             del self._kept[place]
         self._count -= 1
         self._bytes -= dropped.size
-        self._given_again.discard(dropped.key)
         self._changes.replies[dropped.key] = None
 
     def sweep(self, now: float, count: int) -> None:

@@ -23,7 +23,7 @@ UNDO_PULL = "undo_pull"
 
 
 class Sweep:
-    """One sweep under way. `counts` says how many jobs it did what to."""
+    """One sweep under way. `counts` says how many jobs it did what to, `said` what of that is replied."""
 
     def __init__(self, realm: Realm, task: Task) -> None:
         self._realm = realm
@@ -50,6 +50,11 @@ class Sweep:
         elif done and self._realm.task is not None:
             self._realm.set_task(None)
         return done
+
+    @property
+    def said(self) -> dict[str, int]:
+        """The reply; where it began before a start, of what was left to do."""
+        return {name: self.counts[name] for name in _SAID.get(self._task.kind, ())}
 
     def _queues(self) -> Iterable[Queue]:
         queues = self._realm.queues
@@ -133,6 +138,13 @@ _EACH_CARRIER: dict[str, Callable[[Sweep, Job], None]] = {
     "rearrange_tagged_jobs": Sweep._rearrange,
     "redrive_tagged_jobs": Sweep._redrive_job,
     "remove_tagged_jobs": Sweep._remove,
+}
+_SAID = {
+    "cancel_tagged_jobs": ("removed", "leased"),
+    "clear_queue": ("removed",),
+    "move_tagged_jobs": ("moved", "leased"),
+    "redrive": ("redriven",),
+    "redrive_tagged_jobs": ("redriven",),
 }
 KINDS = frozenset({*_EACH_CARRIER, UNDO_PULL, "clear_queue", "delete", "redrive"})
 

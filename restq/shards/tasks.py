@@ -13,7 +13,8 @@ from restq.shards.agenda import Agenda
 from restq.shards.changes import BATCH, Task
 from restq.shards.commands import REALM_OPERATIONS
 from restq.shards.commands.batches import finish
-from restq.shards.commands.call import NOTHING, Call, Done, Steps, Work, encode
+from restq.shards.commands.call import NOTHING, Call, Done, Steps, Work
+from restq.shards.commands.jobs import swept
 from restq.shards.realm import Realm
 from restq.shards.room import rests
 from restq.shards.store import StoreFailed
@@ -27,14 +28,6 @@ log = logging.getLogger("restq.shard")
 STEP_COUNT = 1_000  # jobs in one step: some milliseconds
 LITTLE_COUNT = 10  # of what is due in a realm is done at once, however much is due in others
 RESUMED = KINDS | {BATCH}  # kinds of tasks that go on here after a start
-# What the reply to a sweep says; after a start, of what was left to do.
-COUNTS = {
-    "cancel_tagged_jobs": ("removed", "leased"),
-    "clear_queue": ("removed",),
-    "move_tagged_jobs": ("moved", "leased"),
-    "redrive": ("redriven",),
-    "redrive_tagged_jobs": ("redriven",),
-}
 
 
 class Passing:
@@ -75,10 +68,7 @@ class Tasks:
         if mail is None and task.once:
             mail = no_mail(actor.name)._replace(once=task.once)
         if task.kind != BATCH:
-            sweep = Sweep(realm, task)
-            counts = COUNTS.get(task.kind, ())
-            steps = Passing(realm, realm.clock, sweep)
-            self.begin(actor, Work(steps, lambda: Done(encode({name: sweep.counts[name] for name in counts}))), mail)
+            self._go_on(actor, realm, swept(Sweep(realm, task)), mail)
             return
         operation, now, *_ = task.details
         body = self._shard.archive.payload(int(task.target or 0))
@@ -94,7 +84,11 @@ class Tasks:
                 self._shard.answer(mail, refusal(mail, error))
             return
         assert isinstance(outcome, Work), "what was done in slices once has as many again"
-        self.begin(actor, outcome._replace(steps=Passing(realm, realm.clock, outcome.steps)), mail)
+        self._go_on(actor, realm, outcome, mail)
+
+    def _go_on(self, actor: Actor, realm: Realm, work: Work, mail: Mail | None) -> None:
+        """Go on with this once all that time brought about until the start is seen to."""
+        self.begin(actor, work._replace(steps=Passing(realm, realm.clock, work.steps)), mail)
 
     def pass_time(self, agenda: Agenda, now: float) -> None:
         """In the realms where something is due: so much in all, and a little in each. One that has more is held."""
@@ -122,7 +116,7 @@ class Tasks:
         """Remove a realm that lives elsewhere by now or never came to count. Its name is free at once."""
         realm.pinned = False
         realm.set_task(Task("arrive"))  # what is left of it after a crash must not count either
-        self.begin(Actor(realm.name, realm), Work(Sweep(realm, Task("delete")), lambda: Done(NOTHING)), None)
+        self.begin(Actor(realm.name, realm), swept(Sweep(realm, Task("delete"))), None)
 
     def step(self) -> None:
         """Carry on the sweep whose turn it is, if there is one."""

@@ -219,7 +219,7 @@ def redrive(realm: Realm, call: Call) -> Outcome:
     wanted = _read_redrive(call.body or NOTHING)
     queue_id = None if wanted.queue is None else names.queue_id(wanted.queue, "queue")
     if wanted.jobs is None:
-        return counted(sweeps.redrive(realm, queue_id), "redriven") if realm.exists else Done(encode({"redriven": 0}))
+        return swept(sweeps.redrive(realm, queue_id)) if realm.exists else Done(encode({"redriven": 0}))
     bodies.check_count(len(wanted.jobs), "jobs")
     job_ids = [names.job_id(job_id, f"jobs[{index}]") for index, job_id in enumerate(wanted.jobs)]
     return in_slices(
@@ -240,19 +240,19 @@ def remove_tagged_jobs(realm: Realm, call: Call) -> Outcome:
     tag = names.tag(call.params[0], "tag")
     if tag not in realm.tags:
         return Done(NOTHING)  # removing what is not there is no error over HTTP
-    return counted(sweeps.of_tag(realm, "remove_tagged_jobs", tag))
+    return swept(sweeps.of_tag(realm, "remove_tagged_jobs", tag))
 
 
 def cancel_tagged_jobs(realm: Realm, call: Call) -> Work:
     """POST /{realm}/tags/{tag}/cancel."""
     bodies.check_nothing(call.body)
-    return counted(sweeps.of_tag(realm, "cancel_tagged_jobs", names.tag(call.params[0], "tag")), "removed", "leased")
+    return swept(sweeps.of_tag(realm, "cancel_tagged_jobs", names.tag(call.params[0], "tag")))
 
 
 def redrive_tagged_jobs(realm: Realm, call: Call) -> Work:
     """POST /{realm}/tags/{tag}/redrive."""
     bodies.check_nothing(call.body)
-    return counted(sweeps.of_tag(realm, "redrive_tagged_jobs", names.tag(call.params[0], "tag")), "redriven")
+    return swept(sweeps.of_tag(realm, "redrive_tagged_jobs", names.tag(call.params[0], "tag")))
 
 
 def move_tagged_jobs(realm: Realm, call: Call) -> Work:
@@ -261,9 +261,9 @@ def move_tagged_jobs(realm: Realm, call: Call) -> Work:
     queues = names.queue_id(move.from_queue, "from_queue"), names.queue_id(move.to_queue, "to_queue")
     tag = names.tag(call.params[0], "tag")
     sweeps.get_queue(realm, queues[0])
-    return counted(sweeps.of_tag(realm, "move_tagged_jobs", tag, queues), "moved", "leased")
+    return swept(sweeps.of_tag(realm, "move_tagged_jobs", tag, queues))
 
 
-def counted(sweep: sweeps.Sweep, *names_of_counts: str) -> Work:
-    """The sweep, which then replies with these of its counts."""
-    return Work(sweep, lambda: Done(encode({name: sweep.counts[name] for name in names_of_counts})))
+def swept(sweep: sweeps.Sweep) -> Work:
+    """The sweep, and its reply."""
+    return Work(sweep, lambda: Done(encode(sweep.said)))

@@ -8,7 +8,7 @@ from restq import bodies, names
 from restq.errors import FieldInvalid, TagNotFound
 from restq.shards import configuring, limits, listing, sweeps
 from restq.shards.commands.call import NOTHING, Call, Done, Outcome, Wait, Work, encode
-from restq.shards.commands.jobs import counted
+from restq.shards.commands.jobs import swept
 from restq.shards.realm import Realm
 from restq.shards.settings import PLAIN_QUEUE, UNLIMITED
 
@@ -75,7 +75,7 @@ def configure(realm: Realm, call: Call) -> Done:
 
 def delete_realm(realm: Realm, call: Call) -> Outcome:
     """DELETE /{realm}/."""
-    return counted(sweeps.delete(realm)) if realm.exists else Done(NOTHING)
+    return swept(sweeps.delete(realm)) if realm.exists else Done(NOTHING)
 
 
 # -- queues ----------------------------------------------------------------------------------------------------------
@@ -84,12 +84,12 @@ def delete_realm(realm: Realm, call: Call) -> Outcome:
 def clear_queue(realm: Realm, call: Call) -> Work:
     """POST /{realm}/queues/{queue_id}/clear."""
     bodies.check_nothing(call.body)
-    return counted(sweeps.clear_queue(realm, names.queue_id(call.params[0])), "removed")
+    return swept(sweeps.clear_queue(realm, names.queue_id(call.params[0])))
 
 
 def clear_queue_2013(realm: Realm, call: Call) -> Work:
     """GET /{realm}/queues/{queue_id}/clear."""
-    return counted(sweeps.clear_queue(realm, names.queue_id(call.params[0])))
+    return Work(sweeps.clear_queue(realm, names.queue_id(call.params[0])), lambda: Done(NOTHING))
 
 
 def get_queues(realm: Realm, call: Call) -> Done:
