@@ -28,7 +28,8 @@ class Placement:
 
     def __init__(self, shard_count: int, elsewhere: Mapping[str, int] | None = None) -> None:
         self.shard_count = shard_count
-        self._elsewhere = dict(elsewhere or {})
+        self._said = dict(elsewhere or {})
+        self._elsewhere = dict(self._said)
         self._homes: dict[str, int] = {}
 
     def shard_of(self, realm: str) -> int:
@@ -42,6 +43,10 @@ class Placement:
                 self._homes.clear()
             found = self._homes[realm] = home(realm, self.shard_count)
         return found
+
+    def forget(self) -> None:
+        """Know what was said at first, and nothing that was learned since."""
+        self._elsewhere = dict(self._said)
 
     def learn(self, realm: str, shard: int) -> None:
         """The realm lives in this shard from now on."""

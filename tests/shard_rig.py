@@ -292,14 +292,15 @@ def only_rows_of(rig: Rig, *realms: str) -> bool:
 
 
 class Wire:
-    """In the place of a pipe: calls of the target, each of which may be the last."""
+    """In the place of a pipe: calls of the target, each of which may be the last. It breaks before it sends `lost`."""
 
-    def __init__(self, target: Rig, calls: int = 1_000_000) -> None:
+    def __init__(self, target: Rig, calls: int = 1_000_000, lost: str = "") -> None:
         self.target = target
         self.calls = calls
+        self.lost = lost
 
     async def call(self, operation: str, realm: str, params: list[Any], body: bytes) -> Reply:
-        if self.calls == 0:
+        if self.calls == 0 or operation == self.lost:
             raise ShardUnavailable("gone")
         self.calls -= 1
         request_id = self.target.send(operation, realm, params, body)
@@ -324,10 +325,10 @@ def carry_out(source: Rig, target: Rig, calls: int = 1_000_000) -> None:
     source.shard.moves.depart(mail, shard)
 
 
-def send_rows(source: Rig, target: Rig, calls: int = 1_000_000) -> None:
+def send_rows(source: Rig, target: Rig, calls: int = 1_000_000, lost: str = "") -> None:
     ((mail, _),) = source.shard.moves.asked
     realm = source.shard.moves.held_realm(mail.realm)
-    wire: Any = Wire(target, calls)
+    wire: Any = Wire(target, calls, lost)
     completed(moving._send_once(realm, source.shard.keys.next_key, source.store, wire))
 
 

@@ -34,7 +34,7 @@ from recorded_vfs import (
 
 from restq.errors import StorageFull
 from restq.shards import reserve, sqlite_store
-from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
+from restq.shards.changes import Changes, FailureRow, MovedRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
 from restq.shards.memory_store import MemoryStore
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import KEPT, Mark, Store, StoreFailed, StoreRefused
@@ -52,7 +52,7 @@ def contents(store: Store) -> tuple[Any, ...]:
     payloads = {row[9]: hashlib.sha1(store.payload(row[9])).digest() for row in places if row[14]}
     replies = [tuple(row) for row in loaded.replies]
     lists = list(map(tuple, loaded.realms)), list(map(tuple, loaded.queues)), list(map(tuple, loaded.tags))
-    return (loaded.mark, lists, replies, loaded.result_counts, loaded.moved, places, kept, payloads)
+    return (loaded.mark, lists, replies, loaded.result_counts, list(map(tuple, loaded.moved)), places, kept, payloads)
 
 
 class Expected(MemoryStore):
@@ -109,7 +109,7 @@ def random_changes(chance: random.Random, expected: Expected, keys: itertools.co
         ("failures", FailureRow(key, realm, "error", 1, 0.5)),
         ("results", ResultRow(key, realm, "job", 0.5, "{}")),
         ("replies", ReplyRow(key, chance.choice((0, realm)), f"name {key}", "d", 0.5, chance.randbytes(200))),
-        ("moved", chance.randrange(4)),
+        ("moved", MovedRow(f"realm {key}", chance.randrange(4), key)),
     ):
         if chance.random() < 0.2:
             getattr(changes, table)[f"realm {key}" if table == "moved" else key] = row

@@ -32,6 +32,7 @@ from restq import supervisor
 from restq.data_dir import shard_path
 from restq.shards import process
 from restq.shards.actor import Mail
+from restq.shards.changes import MovedRow
 from restq.shards.memory_store import MemoryStore
 from restq.shards.relocation import relocate
 from restq.shards.sqlite_store import SqliteStore
@@ -327,7 +328,7 @@ def test_relocate_tells_the_latest_time_that_a_file_has_seen(tmp_path: Path, tim
         store = SqliteStore(shard_path(tmp_path, shard))
         loaded = store.load()
         changes = process.Shard(0, process.Placement(1, {}), 600.0, store).changes
-        changes.moved["r"] = 0
+        changes.moved["r"] = MovedRow("r", 0, 0)
         asyncio.run(store.commit(changes, loaded.mark._replace(group=1, clock=at)))
         store.close()
     assert relocate(tmp_path, 2).clock == max(times)

@@ -32,6 +32,7 @@ from restq.errors import ShardUnavailable
 from restq.placement import home
 from restq.protocol import MOVED
 from restq.shards import moving, rows, tasks
+from restq.shards.changes import MovedRow
 
 # -- realms elsewhere ------------------------------------------------------------------------------------------------
 
@@ -334,6 +335,68 @@ def test_realm_that_is_new_where_it_moved_to_is_not_replaced_by_the_one_that_was
     assert only_rows_of(source)
 
 
+def came_home_unknown_to_the_other(source: Rig, target: Rig) -> None:
+    """The realm goes to the other shard and comes home; the other is killed before it knows that it came."""
+    move(source, target, HOME_0)
+    target.send("place_realm", HOME_0, [0])
+    target.turn()
+    send_rows(target, source)
+    target.start()
+
+
+@pytest.mark.parametrize("added", [[], ["new"]])
+def test_realm_deleted_before_the_other_shard_knew_that_it_came_does_not_come_back(
+    pair: tuple[Rig, Rig], added: list[str]
+) -> None:
+    source, target = pair
+    came_home_unknown_to_the_other(source, target)
+    source.ask("delete_realm", HOME_0)
+    if added:
+        source.add(HOME_0, *added)
+    source.start()
+    target.run()
+    carry_out(target, source)
+    target.run()
+    source.run()
+    assert source.ids(HOME_0) == added
+    assert only_rows_of(target, HOME_1)
+    move(source, target, HOME_0) if added else None
+    assert not added or target.ids(HOME_0) == added, "the new one moves as the old one did"
+
+
+def test_move_on_to_a_third_shard_before_the_first_knew_leaves_one_realm() -> None:
+    rigs = [Rig(shard, 3) for shard in range(3)]
+    first, second, third = rigs
+    name = next(name for name in ids(20) if home(name, 3) == 0)
+    first.add(name, "x")
+    pin(first, name, 1)
+    send_rows(first, second)
+    first.start()
+    pin(second, name, 2)
+    carry_out(second, third)
+    second.run()
+    third.ask("remove_job", name, ["x"])
+    third.add(name, "y")
+    carry_out(first, second)
+    for rig in rigs:
+        rig.run()
+    assert [rig.shard.find(name) is not None for rig in rigs] == [False, False, True]
+    assert third.ids(name) == ["y"]
+    assert first.reply_to("get_status", name).extra == 1
+
+
+def test_arrival_whose_last_commit_finds_the_disk_full_leaves_the_realm_elsewhere(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pin(source, HOME_0, 1)
+    with pytest.raises(ShardUnavailable):
+        send_rows(source, target, lost="arrive_end")
+    late = target.send("arrive_end", "", [HOME_0])
+    target.full_turn()
+    target.run()
+    assert target.replies[late].status == 507
+    assert target.reply_to("add_job", HOME_0, ["x"], {"queue_id": 0})[1:] == (MOVED, b"", 0)
+
+
 def test_start_in_the_midst_of_removing_what_moved_away_leaves_the_realm_where_it_is(pair: tuple[Rig, Rig]) -> None:
     source, target = pair
     pin(source, HOME_0, 1)
@@ -383,7 +446,7 @@ def test_realm_deleted_in_shard_that_is_not_its_home_leaves_a_note_there() -> No
     rig.ask("delete_realm", HOME_0)
     rig.start()
     assert rig.ask("get_status", HOME_0)["total_jobs"] == 0
-    assert rig.store.load().moved == {HOME_0: 1}
+    assert rig.store.load().moved == [MovedRow(HOME_0, 1, 0)]
 
 
 def test_full_disk_when_a_move_is_asked_for_moves_nothing(pair: tuple[Rig, Rig]) -> None:

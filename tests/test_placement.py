@@ -86,3 +86,11 @@ def test_shard_of_endless_names_keeps_no_endless_memory(monkeypatch: pytest.Monk
     for name in NAMES[:1000]:
         assert placed.shard_of(name) == home(name, 4)
         assert len(placed._homes) <= 50
+
+
+def test_forget_leaves_what_was_said_at_first() -> None:
+    placed = Placement(2, {NAMES[0]: 1 - home(NAMES[0], 2)})
+    placed.learn(NAMES[0], home(NAMES[0], 2))
+    placed.learn(NAMES[1], 1 - home(NAMES[1], 2))
+    placed.forget()
+    assert [placed.shard_of(name) for name in NAMES[:2]] == [1 - home(NAMES[0], 2), home(NAMES[1], 2)]

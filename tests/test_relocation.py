@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shard_rig import HOME_0, Rig, move, send_rows
 
 from restq.data_dir import shard_count, shard_path
 from restq.placement import home
@@ -19,6 +20,7 @@ from restq.shards.changes import (
     Changes,
     FailureRow,
     Keys,
+    MovedRow,
     QueueRow,
     RealmRow,
     ReplyRow,
@@ -384,6 +386,30 @@ def test_relocate_of_realm_that_was_on_the_move_ends_the_move(tmp_path: Path, sh
     assert (row.task, row.pinned) == (None, 0)
 
 
+@pytest.mark.parametrize("added", [[], ["new"]])
+def test_relocate_of_realm_deleted_where_it_came_to_before_the_source_knew_does_not_bring_it_back(
+    tmp_path: Path, added: list[str]
+) -> None:
+    stores = [SqliteStore(shard_path(tmp_path, shard)) for shard in range(2)]
+    here, there = (Rig(shard, 2, store) for shard, store in enumerate(stores))
+    here.add(HOME_0, "a", "b")
+    move(here, there, HOME_0)
+    there.send("place_realm", HOME_0, [0])
+    there.turn()
+    send_rows(there, here)
+    here.ask("delete_realm", HOME_0)
+    if added:
+        here.add(HOME_0, *added)
+    for store in stores:
+        store.close()
+    relocate(tmp_path, 2)
+    for shard, expected in ((0, added), (1, [])):
+        store = SqliteStore(shard_path(tmp_path, shard))
+        assert [row[11] for row in store.load().places] == expected
+        assert bool(store.load().realms) == bool(expected)
+        store.close()
+
+
 def test_relocate_drops_realm_that_never_arrived(tmp_path: Path) -> None:
     name = next(name for name in NAMES if home(name, 2) == 0)
     make(tmp_path, {0: [name]}, task=Task("arrive"), epoch=9)
@@ -418,12 +444,12 @@ def test_relocate_forgets_notes_on_realms_elsewhere(tmp_path: Path) -> None:
     make(tmp_path, at_home(2))
     store = SqliteStore(shard_path(tmp_path, 0))
     changes = Changes()
-    changes.moved.update({"gone": 1, NAMES[0]: 1})
+    changes.moved.update({name: MovedRow(name, 1, 0) for name in ("gone", NAMES[0])})
     asyncio.run(store.commit(changes, store.load().mark))
     store.close()
     relocate(tmp_path, 2)
     store = SqliteStore(shard_path(tmp_path, 0))
-    assert store.load().moved == {}
+    assert store.load().moved == []
     store.close()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from restq.errors import RowDamaged, StorageFull
 from restq.shards import sqlite_store
-from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
+from restq.shards.changes import Changes, FailureRow, MovedRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
 from restq.shards.memory_store import MemoryStore
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import KEPT, Kept, Loaded, Mark, Store, StoreFailed, StoreRefused
@@ -31,6 +31,7 @@ RESULTS = [
     ResultRow(16, 1, "last", 1e9 + 2, '{"n": 5}'),
 ]
 REPLIES = [ReplyRow(18, 0, "é 1", "ab12", 1e9 + 0.5, b""), ReplyRow(19, 1, "10", "cd34", 1e9, LARGE)]
+MOVED = [MovedRow("b", 0, 7), MovedRow("weg/é", 3, 2**40)]
 NO_HISTORY = (0.0, 0, 0, 0, 0, "")
 HISTORY = (1e9 - 600, 77, 3, 2, 2**62, "wörker\n😀")
 
@@ -83,7 +84,7 @@ def full_group() -> Changes:
         failures={row.key: row for row in FAILURES},
         results={row.key: row for row in RESULTS},
         replies={row.key: row for row in REPLIES},
-        moved={"weg/é": 3, "b": 0},
+        moved={row.name: row for row in MOVED},
     )
 
 
@@ -106,7 +107,7 @@ EXPECTED = (
     Mark(1, 9, 1.5),
     [REALM],
     QUEUES,
-    {"weg/é": 3, "b": 0},
+    MOVED,
     (TAGS, [(18, 0, "é 1", "ab12", 1e9 + 0.5, 0), (19, 1, "10", "cd34", 1e9, len(LARGE))], {1: 4, 9: 1}),
     [
         (4, 2, 1e9, *HISTORY, *FULL_JOB),
@@ -141,7 +142,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenS
 
 def test_load_of_new_store_is_empty(open_store: OpenStore) -> None:
     for _ in range(2):
-        assert contents(open_store().load()) == (Mark(0, 1, 0.0), [], [], {}, NOTHING, [])
+        assert contents(open_store().load()) == (Mark(0, 1, 0.0), [], [], [], NOTHING, [])
 
 
 def test_load_after_commit_gives_every_row_in_order_of_keys(open_store: OpenStore) -> None:
@@ -162,7 +163,7 @@ def test_commit_of_none_removes_rows_and_only_those(open_store: OpenStore) -> No
     gone = group(jobs={4: None, 99: None}, places={4: None, 7: None}, payloads={5: None}, moved={"b": None, "x": None})
     commit(store, gone, Mark(2, 12, 2.5))
     mark, realms, queues, moved, _, places = contents(open_store().load())
-    assert (mark, realms, queues, moved) == (Mark(2, 12, 2.5), [REALM], QUEUES, {"weg/é": 3})
+    assert (mark, realms, queues, moved) == (Mark(2, 12, 2.5), [REALM], QUEUES, MOVED[1:])
     assert [row[0] for row in places] == [5, 8]
     store = open_store()
     with pytest.raises((KeyError, RowDamaged)):
@@ -175,13 +176,15 @@ def test_commit_of_row_that_exists_replaces_it(open_store: OpenStore) -> None:
     realm = REALM._replace(task=None, pinned=0, epoch=4)
     job = job_row(6, "other", "1")
     place = place_row(8, 6, 3, 5.5, (4.5, 100, 1, 0, 0, ""))
-    again = group(realms={1: realm}, jobs={6: job}, places={8: place, 9: place_row(9, 5, 2)}, moved={"b": 1})
+    again = group(
+        realms={1: realm}, jobs={6: job}, places={8: place, 9: place_row(9, 5, 2)}, moved={"b": MovedRow("b", 1, 9)}
+    )
     again.payloads[5] = b"other"
     commit(store, again, Mark(2, 101, 1.5))
     store = open_store()
     _, realms, _, moved, _, places = contents(store.load())
     assert realms == [realm]
-    assert moved == {"weg/é": 3, "b": 1}
+    assert moved == [MovedRow("b", 1, 9), *MOVED[1:]]
     assert places[3] == (8, 3, 5.5, 4.5, 100, 1, 0, 0, "", *job)
     assert [row[0] for row in places] == [4, 5, 7, 8, 9]
     assert store.payload(5) == b"other"
@@ -193,7 +196,7 @@ def test_commit_of_everything_as_gone_leaves_the_mark(open_store: OpenStore) -> 
     gone = group(**{table: dict.fromkeys(getattr(full_group(), table)) for table in Changes.__slots__})
     commit(store, gone, Mark(2, 9, 2.5))
     store = open_store()
-    assert contents(store.load()) == (Mark(2, 9, 2.5), [], [], {}, NOTHING, [])
+    assert contents(store.load()) == (Mark(2, 9, 2.5), [], [], [], NOTHING, [])
     assert (store.failure(4), store.results(1, 0, 9), store.reply(19)) == (
         None,
         [],
@@ -364,7 +367,7 @@ def test_load_of_damaged_file_is_refused(path: Path) -> None:
 def test_commit_that_fails_keeps_nothing_of_the_group(path: Path, bad: dict[str, dict[int, Any]]) -> None:
     store = SqliteStore(path)
     commit(store, full_group(), Mark(1, 9, 1.5))
-    broken = group(jobs={21: job_row(21)}, realms={1: None}, moved={"b": 2}, **bad)
+    broken = group(jobs={21: job_row(21)}, realms={1: None}, moved={"b": MovedRow("b", 2, 0)}, **bad)
     with pytest.raises(StoreFailed):
         commit(store, broken, Mark(2, 30, 2.5))
     store.close()

@@ -24,7 +24,7 @@ from wire import ask, names_on
 from restq.data_dir import shard_path
 from restq.placement import home
 from restq.shards import schema
-from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
+from restq.shards.changes import Changes, FailureRow, MovedRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
 from restq.shards.relocation import relocate
 from restq.shards.sqlite_store import SqliteStore
 from restq.shards.store import Mark, StoreRefused
@@ -232,7 +232,7 @@ def test_open_of_format_1_keeps_every_row_and_adds_defaults(old: Path) -> None:
         assert loaded.realms == [RealmRow(*row, "{}", 0) for row in rows["realms"]]
         assert loaded.queues == [QueueRow(*row, "{}", 0.0) for row in rows["queues"]]
         assert (loaded.tags, loaded.replies, loaded.result_counts) == ([], [], {})
-        assert loaded.moved == dict(rows["moved"])
+        assert loaded.moved == [MovedRow(*row, 0) for row in rows["moved"]]
         jobs = {row[0]: (*row, "") for row in rows["jobs"]}
         assert list(loaded.places) == [
             (key, queue, at, leased_at, lease, 0, 0, 0, "", *jobs[job])

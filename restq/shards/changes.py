@@ -52,12 +52,12 @@ def payload_keys(batch: Task) -> list[int]:
 
 
 class RealmRow(NamedTuple):
-    """A realm. Of two of one name, in two files, the one `born` later counts, else that of the higher `epoch`."""
+    """A realm. Of all of its name in all files, notes (`MovedRow`) too, the one with the highest `epoch` counts."""
 
     key: int
     name: str
     default_lease_time: float
-    epoch: int
+    epoch: int  # how often the name came to another shard; a realm that is made anew goes on from there
     pinned: int
     task: str | None  # JSON of the Task that holds the realm, to be resumed after a restart
     settings: str = "{}"  # JSON of what else was configured
@@ -117,6 +117,14 @@ class ReplyRow(NamedTuple):
     body: bytes
 
 
+class MovedRow(NamedTuple):
+    """Where a realm of this name is, or would come to be, as far as the shard knows. It outlives the realm."""
+
+    name: str
+    shard: int
+    epoch: int  # no realm of this name has a lower one any more: what is left of such a one does not count
+
+
 # The rows that come in millions are plain tuples of numbers and text, never None: SQLite binds those twice as fast.
 
 # A job: its key, its realm's key, job id, tags as a JSON array of strings, sorted, data as JSON text as it came, or ""
@@ -154,7 +162,7 @@ class Changes:
         self.failures: dict[int, FailureRow | None] = {}
         self.results: dict[int, ResultRow | None] = {}
         self.replies: dict[int, ReplyRow | None] = {}
-        self.moved: dict[str, int | None] = {}  # realm to the shard it lives in, where that is not its home
+        self.moved: dict[str, MovedRow | None] = {}
 
     def __len__(self) -> int:
         """How many rows change."""

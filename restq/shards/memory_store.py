@@ -28,7 +28,7 @@ class MemoryStore:
             self._sorted("tags"),
             [(*row[:5], len(row.body)) for row in self._sorted("replies")],
             dict(Counter(row.realm for row in self._tables["results"].values())),
-            dict(self._tables["moved"]),
+            self._sorted("moved"),
             [(key, queue, *when, *jobs[job]) for key, job, queue, *when in self._sorted("places")],
         )
 

@@ -13,7 +13,7 @@ from restq.errors import RealmNotFound
 from restq.placement import home
 from restq.protocol import Reply
 from restq.shards.actor import Actor, Mail, no_mail
-from restq.shards.changes import Task
+from restq.shards.changes import MovedRow, Task
 from restq.shards.commands.call import NOTHING
 from restq.shards.realm import Realm
 
@@ -28,6 +28,7 @@ class Moves:
         self._shard = shard
         self.asked: list[tuple[Mail, int]] = []  # that the process is to carry out
         self._movers: dict[str, Mail] = {}  # who waits for a move, by realm
+        self._epochs: dict[str, int] = {}  # of realms that moved here or from here, also if they are gone
         self.last_arrival = 0  # a number that is another after each arrival, restarts included
 
     def take(self) -> list[tuple[Mail, int]]:
@@ -43,8 +44,14 @@ class Moves:
         """Who waits for a move."""
         return self._movers.values()
 
-    def forget(self) -> None:
-        """Memory goes back to the store, which knows of those that began."""
+    def load(self, moved: Iterable[MovedRow]) -> None:
+        """Memory is what the store says, which knows of the moves that began."""
+        placement = self._shard.placement
+        placement.forget()
+        self._epochs.clear()
+        for row in moved:
+            placement.learn(row.name, row.shard)
+            self._epochs[row.name] = row.epoch
         self.asked.clear()
         self._movers.clear()
         self.last_arrival = self._shard.keys.next_key
@@ -84,7 +91,7 @@ class Moves:
         actor = shard.mailboxes.actor(mail.realm)
         realm, actor.realm = actor.realm, None
         assert realm is not None, "a realm on the move exists"
-        self.note(mail.realm, target)
+        self.note(mail.realm, target, realm.epoch + 1)
         self._movers.pop(mail.realm, None)
         shard.waking.moved(mail.realm, target)
         shard.tasks.discard(realm)
@@ -101,13 +108,18 @@ class Moves:
         """A realm that came from another shard counts from now on."""
         realm.epoch += 1
         realm.set_task(None)
-        self.note(realm.name, self._shard.index)
+        self.note(realm.name, self._shard.index, realm.epoch)
         self.last_arrival = self._shard.keys.take()  # two may have begun before either ends
         self._shard.take_in(realm)
         self._shard.pass_time(self._shard.mailboxes.actor(realm.name))
 
-    def note(self, name: str, shard: int) -> None:
+    def epoch(self, name: str) -> int:
+        """That of a realm of this name which comes to be here: what is left of it elsewhere must not count."""
+        return self._epochs.get(name, 0)
+
+    def note(self, name: str, shard: int, epoch: int) -> None:
         """Say from now on where a realm lives."""
         self._shard.placement.learn(name, shard)
+        self._epochs[name] = epoch
         # Also where that is its home: a process may have been started with a pin.
-        self._shard.changes.moved[name] = shard
+        self._shard.changes.moved[name] = MovedRow(name, shard, epoch)

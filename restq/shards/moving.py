@@ -1,9 +1,11 @@
 """How a realm moves to another shard while both run: its rows go over the target's socket, in chunks.
 
 At every instant the realm is whole in exactly one file that counts. The target keeps what arrives in a realm
-whose task is "arrive", which counts for nothing; one commit, with a higher epoch, makes it count. Until the source
-knows of that commit it holds the realm: its requests wait. A source that is interrupted, or started again, asks the
-target once more: it answers either that it has the realm by now, or takes it all over again.
+whose task is "arrive", which counts for nothing; one commit, with a higher epoch, makes it count, and notes that epoch
+for the name. Until the source knows of that commit it holds the realm: its requests wait. A source that is interrupted,
+or started again, asks the target once more: it answers either that it has had the realm since, even if that was deleted
+there or went on from there, or takes it all over again. Only the epoch can tell: what the target holds by now, or where
+it thinks that the realm is, may be from before or after.
 
 A realm may come back before its source learned that it had arrived: that it comes back says so.
 
@@ -117,21 +119,26 @@ class Host(Protocol):
     def new_loader(self) -> Loader: ...
 
 
+class Moves(Protocol):
+    """What the target's books say of moves."""
+
+    def epoch(self, name: str) -> int:
+        """That of the last realm of this name which came here or went from here, also if it is gone."""
+
+    def arrive(self, realm: Realm) -> None:
+        """A realm that came from another shard counts from now on."""
+
+    def arrived(self, realm: Realm) -> None:
+        """A realm on its way out is whole where it was going."""
+
+
 class Arrivals:
     """The target's side: realms on their way in. Its methods are operations: they note changes and return the reply."""
 
-    def __init__(
-        self,
-        host: Host,
-        discard: Callable[[Realm], None],
-        admit: Callable[[Realm], None],
-        arrived: Callable[[Realm], None],
-    ) -> None:
-        """`arrived` is told of a realm on its way out that it is whole where it was going."""
+    def __init__(self, host: Host, discard: Callable[[Realm], None], moves: Moves) -> None:
         self._host = host
-        self._arrived = arrived
+        self._moves = moves
         self._discard = discard
-        self._admit = admit
         self._keys = host.keys
         self._changes = host.changes
         self._arriving: dict[str, Arrival] = {}
@@ -140,10 +147,10 @@ class Arrivals:
         """A realm wants to come in: HAVE if it did already, else TAKE, and what came of it before is dropped."""
         row, queues, tags, next_key, blocks = RealmRow(*params[0]), *params[1:5]
         known = self._host.find(row.name)
-        if known is not None and (known.born, known.epoch) > (row.born, row.epoch):
+        if (self._moves.epoch(row.name) if known is None else known.epoch) > row.epoch:
             return HAVE
         if known is not None and is_leaving(known):
-            self._arrived(known)
+            self._moves.arrived(known)
         self._drop(row.name, now)
         new_keys = Renumbering(blocks, next_key, self._keys.next_key)
         self._keys.next_key = new_keys.next_key
@@ -191,7 +198,7 @@ class Arrivals:
         _, loader, realm, _ = self._arrival(params[0], sender)
         del self._arriving[params[0]]
         loader.finish(now)
-        self._admit(realm)
+        self._moves.arrive(realm)
         return HAVE
 
     def gone(self, sender: Sender, now: float) -> None:

@@ -2,7 +2,8 @@
 
 Runs in the supervisor while no shard holds its file. After a start with another number of shards, realms whose home
 changed are copied over and only then removed; a realm that counts in two files, because a copy was interrupted between
-the two, counts where its epoch is higher. So every start, also one after a crash half way, ends with each realm whole
+the two, counts where its epoch is higher, and not at all if a note on its name has a higher one: it left that file
+before, and was deleted where it came to. So every start, also one after a crash half way, ends with each realm whole
 in one file.
 """
 
@@ -120,19 +121,23 @@ class _Relocation:
             self._stores[shard].remove_realms([row.key for row, _ in realms])
         for shard, loaded in self._loaded.items():
             # Notes on realms that live elsewhere are made anew from what was found.
-            self._unkept[shard].moved.update(dict.fromkeys(loaded.moved))
+            self._unkept[shard].moved.update({note.name: None for note in loaded.moved})
             await self._keep(shard)
         return Relocated(pinned, max(mark.clock for mark in self._marks.values()))
 
     def _settle_copies(self) -> dict[str, Found]:
         """Remove what does not count; the realms that do, by name."""
         counting: dict[str, Found] = {}
+        epochs: dict[str, int] = {}
+        for loaded in self._loaded.values():
+            for note in loaded.moved:
+                epochs[note.name] = max(note.epoch, epochs.get(note.name, 0))
         doomed: dict[int, list[int]] = {}
         for shard, loaded in self._loaded.items():
             for row in loaded.realms:
                 rival = counting.get(row.name)
-                is_beaten = rival is not None and (rival.row.born, rival.row.epoch) >= (row.born, row.epoch)
-                if _kind(row) == "arrive" or is_beaten:
+                is_beaten = rival is not None and rival.row.epoch >= row.epoch
+                if _kind(row) == "arrive" or is_beaten or row.epoch < epochs.get(row.name, 0):
                     doomed.setdefault(shard, []).append(row.key)
                     continue
                 counting[row.name] = Found(row, shard)

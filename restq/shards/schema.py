@@ -63,6 +63,7 @@ MIGRATIONS: dict[int, str] = {
     ALTER TABLE failures ADD COLUMN checksum INTEGER;
     ALTER TABLE results ADD COLUMN checksum INTEGER;
     ALTER TABLE replies ADD COLUMN checksum INTEGER;
+    ALTER TABLE moved ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE moved ADD COLUMN checksum INTEGER;
     """,
 }

@@ -94,7 +94,7 @@ class Shard:
         self.events = Events()
         self._chores = Chores(self.archive, self.changes, self.replies)
         self.moves = Moves(self)
-        self.arrivals = Arrivals(self, self.tasks.discard, self.moves.arrive, self.moves.arrived)
+        self.arrivals = Arrivals(self, self.tasks.discard, self.moves)
         self._agenda = Agenda()  # of actors, in whose realms time is to pass
 
     @property
@@ -122,9 +122,7 @@ class Shard:
         mail = self.mailboxes.clear() + self.waking.take_mail()
         self._agenda = Agenda()
         self.tasks.forget()
-        self.moves.forget()
-        for name, shard in loaded.moved.items():
-            self.placement.learn(name, shard)
+        self.moves.load(loaded.moved)
         loader = self.new_loader()
         loader.add_all(loaded)
         self.replies.load(loaded.replies)
@@ -306,6 +304,7 @@ class Shard:
         """An empty realm, which comes to be when something is written to it."""
         realm = Realm(self.keys.take(), name, self._default_lease_time, self.keys, self.changes, self._chance)
         realm.pinned = home(name, self.placement.shard_count) != self.index
+        realm.epoch = self.moves.epoch(name)
         realm.events, realm.bounds = self.events.told, self.bounds
         return realm
 

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from restq.data_dir import lock_path, sync_directory, take_lock
 from restq.errors import RowDamaged, StorageFull
 from restq.shards import removal, wal
-from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ResultRow, Stored, TagRow
+from restq.shards.changes import Changes, FailureRow, MovedRow, QueueRow, RealmRow, ResultRow, Stored, TagRow
 from restq.shards.checksums import with_checksums
 from restq.shards.renumbering import BLOCK_BITS
 from restq.shards.reserve import FULL, WAL_PAGES_MAX, Reserve
@@ -52,9 +52,8 @@ _COLUMN_COUNTS = {
     "failures": 5,
     "results": 5,
     "replies": 6,
-    "moved": 2,
+    "moved": 3,
 }
-_PAIRS = ("payloads", "moved")  # tables whose row is a key and one value
 _PUT = {
     table: f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * (count + 1))})"
     for table, count in _COLUMN_COUNTS.items()
@@ -136,7 +135,7 @@ class SqliteStore:
             tags = [TagRow(*row) for row in self._rows.of("tags")]
             replies = list(self._rows.reply_notes())
             result_counts = dict(self._database.execute("SELECT realm, count(*) FROM results GROUP BY realm"))
-            moved: dict[str, int] = dict(self._rows.of("moved", "ORDER BY name"))
+            moved = [MovedRow(*row) for row in self._rows.of("moved", "ORDER BY name")]
         except UNREADABLE as error:
             raise StoreRefused(_refusal(self.path, error)) from error
         except RowDamaged as found:
@@ -226,7 +225,7 @@ class SqliteStore:
             if not rows:
                 continue
             gone = [(key,) for key, row in rows.items() if row is None]
-            if table in _PAIRS:
+            if table == "payloads":  # whose row is a key and one value
                 kept: Iterable[Any] = [(key, row) for key, row in rows.items() if row is not None]
             else:
                 kept = [row for row in rows.values() if row is not None] if gone else rows.values()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from restq.errors import RestqError
-from restq.shards.changes import Changes, FailureRow, QueueRow, RealmRow, ReplyRow, ResultRow, Stored, TagRow
+from restq.shards.changes import Changes, FailureRow, MovedRow, QueueRow, RealmRow, ReplyRow, ResultRow, Stored, TagRow
 
 # A reply without its body: its key, its realm's key, name, digest and instant as in ReplyRow, the length of its body.
 ReplyNote = tuple[int, int, str, str, float, int]
@@ -70,7 +70,7 @@ class Loaded(NamedTuple):
     tags: list[TagRow]
     replies: list[ReplyNote]  # in the order of their keys
     result_counts: dict[int, int]  # by the key of the realm; a realm without results is not named
-    moved: dict[str, int]
+    moved: list[MovedRow]
     places: Iterable[Stored]  # in the order of their keys
 
 

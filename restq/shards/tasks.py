@@ -148,7 +148,7 @@ class Tasks:
         if mail is not None:
             shard.conclude(mail, done, realm)
         if not realm.exists and realm.pinned:
-            shard.moves.note(actor.name, shard.index)  # though it is gone, its name stays with this shard
+            shard.moves.note(actor.name, shard.index, realm.epoch)  # though it is gone, its name stays with this shard
         shard.settle(actor, realm)
         shard.release(actor)
 
