@@ -329,7 +329,8 @@ def send_rows(source: Rig, target: Rig, calls: int = 1_000_000, lost: str = "") 
     ((mail, _),) = source.shard.moves.asked
     realm = source.shard.moves.held_realm(mail.realm)
     wire: Any = Wire(target, calls, lost)
-    completed(moving._send_once(realm, source.shard.keys.next_key, source.store, wire))
+    sending = moving.Sending(realm, source.shard.keys.next_key, source.store)
+    completed(sending.attempt(wire))
 
 
 def move(source: Rig, target: Rig, realm: str) -> None:

@@ -13,7 +13,7 @@ from restq.shards import moving
 from restq.shards.actor import Actor, Elsewhere, Mail
 from restq.shards.changes import Task
 from restq.shards.moves import Moves
-from restq.shards.moving import ARRIVAL_OPERATIONS, HAVE, TAKE, Arrivals, ArrivalUnknown
+from restq.shards.moving import ARRIVAL_OPERATIONS, HAVE, TAKE, Arrivals, ArrivalUnknown, Sending
 from restq.shards.renumbering import UNMOVED, FirstKeys
 from restq.shards.replies import Replies
 from restq.shards.several import Several
@@ -23,7 +23,7 @@ from restq.shards.waking import Waking
 
 Plant = Callable[[], contextlib.AbstractContextManager[object]]
 
-_call, _chunks = moving._call, moving._chunks
+_call, _chunks = Sending._call, moving._chunks
 _place, _depart, _arrive = Moves.place, Moves.depart, Moves.arrive
 _begin, _kept = Arrivals.begin, Arrivals.kept
 _take_changes = Shard.take_changes
@@ -41,23 +41,23 @@ def _instead_of(operation: str, fault: Callable[[Any, list[Any], Any, float], by
 # -- who has the realm -------------------------------------------------------------------------------------------------
 
 
-async def _wait_for_all_but_the_last(pipe: Any, operation: str, params: list[Any]) -> bytes:
+async def _wait_for_all_but_the_last(sending: Any, pipe: Any, operation: str, params: list[Any]) -> bytes:
     if operation != "arrive_end":
-        return await _call(pipe, operation, params)
+        return await _call(sending, pipe, operation, params)
     pipe.call(operation, "", params, b"").add_done_callback(lambda future: future.exception())
     await asyncio.sleep(0)
     return HAVE
 
 
-async def _heed_no_refusal(pipe: Any, operation: str, params: list[Any]) -> bytes:
+async def _heed_no_refusal(sending: Any, pipe: Any, operation: str, params: list[Any]) -> bytes:
     reply = await pipe.call(operation, "", params, b"")
     return bytes(reply.body)
 
 
-async def _end_before_kept(pipe: Any, operation: str, params: list[Any]) -> bytes:
+async def _end_before_kept(sending: Any, pipe: Any, operation: str, params: list[Any]) -> bytes:
     if operation == "arrive_kept" and params[1] == "failures":
-        return await _call(pipe, "arrive_end", params[:1])
-    return TAKE if operation in ("arrive_kept", "arrive_end") else await _call(pipe, operation, params)
+        return await _call(sending, pipe, "arrive_end", params[:1])
+    return TAKE if operation in ("arrive_kept", "arrive_end") else await _call(sending, pipe, operation, params)
 
 
 def _reply_before_commit(shard: Any) -> Any:
@@ -87,7 +87,10 @@ def _have_whatever_the_epoch(arrivals: Any, params: list[Any], sender: Any, now:
 
 
 def _take_whatever_the_epoch(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
-    with mock.patch.object(arrivals._host, "find", return_value=None):
+    with (
+        mock.patch.object(arrivals._host, "find", return_value=None),
+        mock.patch.object(arrivals._moves, "epoch", return_value=0),
+    ):
         return _begin(arrivals, params, sender, now)
 
 
@@ -217,9 +220,9 @@ def _take_no_keys(arrivals: Any, params: list[Any], sender: Any, now: float) -> 
     return reply
 
 
-def _add_as_if_never_given_again(replies: Any, key: int, *row: Any) -> None:
-    _add_reply(replies, key, *row)
-    replies._given_again.discard(key)
+def _add_as_if_never_given_again(replies: Any, key: int, realm: int, name: str, *row: Any) -> None:
+    _add_reply(replies, key, realm, name, *row)
+    replies._kept[realm, name] = tuple(kept._replace(undoable_lease=-1) for kept in replies._kept[realm, name])
 
 
 RARE = {  # found within a hundred seeds or so: in the long run only
@@ -227,10 +230,10 @@ RARE = {  # found within a hundred seeds or so: in the long run only
     "a realm that comes back stands beside its stale self",
 }
 FAULTS: dict[str, Plant] = {
-    "the source forgets the realm before the target has it": _instead(moving, "_call", _wait_for_all_but_the_last),
-    "the source takes a refusal for an answer": _instead(moving, "_call", _heed_no_refusal),
+    "the source forgets the realm before the target has it": _instead(Sending, "_call", _wait_for_all_but_the_last),
+    "the source takes a refusal for an answer": _instead(Sending, "_call", _heed_no_refusal),
     "the target says HAVE before its commit": _instead(Shard, "take_changes", _reply_before_commit),
-    "the target counts the realm before its last rows": _instead(moving, "_call", _end_before_kept),
+    "the target counts the realm before its last rows": _instead(Sending, "_call", _end_before_kept),
     "the target counts the realm at once": _instead_of("arrive_begin", _count_at_once),
     "the source serves after a start": _instead(Moves, "resume", _serve_after_start),
     "epochs are not compared: HAVE": _instead_of("arrive_begin", _have_whatever_the_epoch),

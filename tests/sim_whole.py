@@ -25,6 +25,7 @@ class Arrivals:
     def __init__(self, world: World) -> None:
         self._world = world
         self._known: set[tuple[int, int]] = set()  # shard, key of a realm
+        self._births: set[tuple[str, int]] = set()  # each realm keeps its own, wherever it goes
         self.count = 0
         self.wrong: list[str] = []
         world.on_commit = self._committed
@@ -33,9 +34,10 @@ class Arrivals:
         for key, row in changes.realms.items():
             if row is not None and not _is(row, "arrive") and (index, key) not in self._known:
                 self._known.add((index, key))
-                if row.epoch > 1:
+                if (row.name, row.born) in self._births:
                     self.count += 1
                     self.wrong += self._differences(index, row)
+                self._births.add((row.name, row.born))
 
     def _differences(self, index: int, row: RealmRow) -> Iterator[str]:
         found = [

@@ -36,7 +36,7 @@ from restq.errors import StorageFull
 from restq.protocol import Reply
 from restq.shards import process, reserve
 from restq.shards.actor import Mail
-from restq.shards.changes import Changes, RealmRow
+from restq.shards.changes import Changes, MovedRow, RealmRow
 from restq.shards.commands import batches, jobs
 from restq.shards.process import ShardProcess
 from restq.shards.relocation import relocate
@@ -790,7 +790,7 @@ def test_start_on_a_full_disk_after_a_move_is_served(small_disk: Callable[[int],
         store.keep_reserve(2)
         assert store.room() == Room.ENOUGH
         changes = Changes()
-        changes.moved["a realm"] = 1
+        changes.moved["a realm"] = MovedRow("a realm", 1, 1)
         asyncio.run(store.commit(changes, Mark(store.load().mark.group + 1, 10, 1.0)))
         store.close()
     disk.fill()

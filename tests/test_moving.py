@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import random
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -28,11 +30,14 @@ from shard_rig import (
     send_rows,
 )
 
-from restq.errors import ShardUnavailable
+from restq.errors import RestqError, RowDamaged, ShardUnavailable
 from restq.placement import home
-from restq.protocol import MOVED
+from restq.protocol import MOVED, Reply
 from restq.shards import moving, rows, tasks
+from restq.shards.actor import Mail
 from restq.shards.changes import MovedRow
+from restq.shards.memory_store import MemoryStore
+from restq.shards.process import ShardProcess
 
 # -- realms elsewhere ------------------------------------------------------------------------------------------------
 
@@ -310,7 +315,7 @@ def test_realm_that_comes_back_before_its_source_knew_that_it_had_arrived_is_who
     assert source.shard.moves.asked == []
     wire: Any = Wire(target)
     with pytest.raises(moving.MoveOver):
-        completed(moving._send_once(stale, source.shard.keys.next_key, source.store, wire))
+        completed(moving.Sending(stale, source.shard.keys.next_key, source.store).attempt(wire))
     for _ in range(2):
         assert seen(source, HOME_0) == before
         assert only_rows_of(source, HOME_0)
@@ -526,6 +531,166 @@ def test_arrivals_that_began_before_either_ended_have_different_numbers(rig: Rig
     rig.start()
     numbers.append(rig.reply_to("recall", "", [None, (1.0, 1)], b"", ("key", "digest")).extra)
     assert len(set(numbers)) == 4
+
+
+class Line(Wire):
+    """A pipe to the target. Of those in `lost` each breaks once, after the target had it; a dead target is `None`."""
+
+    def __init__(self, target: Rig | None, lost: str = "") -> None:
+        super().__init__(target or Rig(1, 2))
+        self.is_dead = target is None
+        self.lost_later = lost
+        self.asked: list[str] = []
+
+    def open(self) -> None:
+        """It is."""
+
+    def close(self) -> None:
+        """The target sees that."""
+        self.target.shard.arrivals.gone(self.target, self.target.now)
+
+    async def connected(self) -> None:
+        if self.is_dead:
+            await asyncio.Event().wait()
+
+    async def call(self, operation: str, realm: str, params: list[Any], body: bytes) -> Reply:
+        self.asked.append(operation)
+        reply = await super().call(operation, realm, params, body)
+        if operation == self.lost_later:
+            self.lost_later = ""
+            raise ShardUnavailable("gone")
+        return reply
+
+
+def send_over(line: Line, source: Rig, may_be_there: bool = False) -> None:
+    """As the process of the source does, for a second at most."""
+    ((mail, shard),) = source.shard.moves.take()
+    realm = source.shard.moves.held_realm(mail.realm)
+    sending = moving.Sending(realm, source.shard.keys.next_key, source.store, may_be_there)
+
+    async def run() -> None:
+        with mock.patch.object(moving, "Pipe", return_value=line), mock.patch.object(moving, "RETRY_SECONDS", 0.001):
+            await asyncio.wait_for(moving.send(sending, "", shard), 1.0)
+
+    try:
+        asyncio.run(run())
+    except RestqError as error:
+        source.shard.moves.stay(mail, error)
+    else:
+        source.shard.moves.depart(mail, shard)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_move_to_a_dead_shard_is_refused_and_the_realm_served_on(
+    pair: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    source, _ = pair
+    monkeypatch.setattr(moving, "CONNECT_SECONDS", 0.01)
+    source.ask("place_realm", HOME_0, [int(pinned)], {"shard": 0})
+    before = seen(source, HOME_0)
+    asked = pin(source, HOME_0, 1)
+    waiting = [source.send("add_job", HOME_0, ["late"], {"queue_id": 0}), source.send("get_statuses")]
+    source.run()
+    assert not set(waiting) & set(source.replies)
+    send_over(Line(None), source)
+    source.run()
+    assert source.error(asked)["code"] == "shard_starting"
+    assert [source.replies[request_id].status for request_id in waiting] == [200, 200]
+    source.ask("remove_job", HOME_0, ["late"])
+    source.start()
+    source.run()
+    assert seen(source, HOME_0) == before
+    assert source.shard.moves.asked == []
+    assert source.ask("get_stats")["realms"][HOME_0]["pinned"] is pinned
+
+
+def test_move_of_a_realm_with_a_damaged_row_is_refused_and_leaves_nothing_in_the_other_shard(
+    pair: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = pair
+    asked = pin(source, HOME_0, 1)
+
+    def payload(key: int) -> bytes:
+        raise RowDamaged("row 5 of table 'payloads' is not what was written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source.store, "payload", payload)
+        send_over(Line(target), source)
+    source.run()
+    target.run()
+    assert source.error(asked)["code"] == "row_damaged"
+    assert source.ask("get_status", HOME_0)["total_jobs"]
+    assert only_rows_of(target, HOME_1)
+
+
+def test_move_whose_target_goes_away_before_the_end_is_refused(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    before = seen(source, HOME_0)
+    asked = pin(source, HOME_0, 1)
+    send_over(Line(target, "arrive_rows"), source)
+    source.run()
+    target.run()
+    assert source.error(asked)["code"] == "shard_starting"
+    assert seen(source, HOME_0) == before
+    assert only_rows_of(target, HOME_1)
+
+
+def test_move_whose_end_was_not_answered_is_asked_for_until_it_is(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    before = seen(source, HOME_0)
+    asked = pin(source, HOME_0, 1)
+    send_over(line := Line(target, "arrive_end"), source)
+    source.run()
+    assert line.asked[-2:] == ["arrive_end", "arrive_begin"]
+    assert source.replies[asked].status == 200
+    assert seen(target, HOME_0) == before
+
+
+def test_move_that_began_before_a_start_holds_the_realm_until_the_other_shard_says_whether_it_has_it(
+    pair: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = pair
+    monkeypatch.setattr(moving, "CONNECT_SECONDS", 0.01)
+    pin(source, HOME_0, 1)
+    source.start()
+    with pytest.raises(TimeoutError):
+        send_over(Line(None), source, may_be_there=True)
+    source.start()
+    send_over(Line(target, "arrive_rows"), source, may_be_there=True)
+    assert source.ask("get_status", HOME_0)["total_jobs"], "the other shard said no"
+
+
+def test_process_whose_move_finds_no_shard_refuses_it_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "CONNECT_SECONDS", 0.01)
+    all_answered = asyncio.Event()
+
+    class Asking(Sender):
+        def reply(self, reply: Reply) -> None:
+            super().reply(reply)
+            if len(self.replies) == 3:
+                all_answered.set()
+
+    sender = Asking()
+    paths = [str(tmp_path / name) for name in "ab"]
+    settings = {"index": 0, "count": 2, "elsewhere": {}, "sockets": paths, "default_lease_time": 600.0}
+
+    async def run() -> None:
+        process = ShardProcess(settings, MemoryStore())
+        loop = asyncio.ensure_future(process.run())
+        for request_id, (operation, params, body) in enumerate(
+            [("add_job", ["x"], b'{"queue_id": 0}'), ("place_realm", [1], b'{"shard": 1}'), ("get_status", [], b"")]
+        ):
+            process.shard.receive(Mail(sender, 1.0, request_id, operation, HOME_0, params, body))
+        process.wake()
+        async with asyncio.timeout(10):
+            await all_answered.wait()
+        process.stop()
+        await loop
+
+    asyncio.run(run())
+    assert [sender.replies[number].status for number in range(3)] == [200, 503, 200]
 
 
 # -- all that a job's life leaves in a realm ---------------------------------------------------------------------------

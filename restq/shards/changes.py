@@ -24,6 +24,7 @@ class Task(NamedTuple):
     """What holds a realm for long: the kind of a sweep, "move", "arrive" or BATCH.
 
     `target` is a queue, a tag, a shard, the number of a pull, or the key of the payload that is the body of a batch.
+    `details` of a move is whether the realm was pinned before it.
     `once` is the idempotency key and the digest of the request that began it, if it came with one.
     """
 

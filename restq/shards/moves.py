@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from restq import bodies
-from restq.errors import RealmNotFound
+from restq.errors import RealmNotFound, RestqError
 from restq.placement import home
 from restq.protocol import Reply
-from restq.shards.actor import Actor, Mail, no_mail
+from restq.shards.actor import Actor, Mail, no_mail, refusal
 from restq.shards.changes import MovedRow, Task
 from restq.shards.commands.call import NOTHING
 from restq.shards.realm import Realm
@@ -69,11 +69,11 @@ class Moves:
         realm = actor.realm
         if realm is None:
             raise RealmNotFound(f"realm {mail.realm!r} does not exist", "realm")
-        realm.pinned = pinned
+        was_pinned, realm.pinned = realm.pinned, pinned
         realm.write(changed=True)
         if target == self._shard.index:
             return Reply(mail.request_id, 200, NOTHING)
-        realm.set_task(Task("move", target))
+        realm.set_task(Task("move", target, (int(was_pinned),)))
         actor.held = True
         self.asked.append((mail, target))
         self._movers[mail.realm] = mail
@@ -103,6 +103,17 @@ class Moves:
         assert realm.task is not None, "it is on its way out"
         self.asked = [(mail, target) for mail, target in self.asked if mail.realm != realm.name]
         self.depart(self._movers.get(realm.name, no_mail(realm.name)), int(realm.task.target or 0))
+
+    def stay(self, mail: Mail, why: RestqError) -> None:
+        """The realm did not get to the other shard: it is served here, and all is as it was."""
+        shard = self._shard
+        actor, realm = shard.mailboxes.actor(mail.realm), self.held_realm(mail.realm)
+        assert realm.task is not None, "a move is a task"
+        realm.pinned = bool(realm.task.details[0])
+        realm.set_task(None)
+        self._movers.pop(mail.realm, None)
+        shard.answer(mail, refusal(mail, why))
+        shard.release(actor)
 
     def arrive(self, realm: Realm) -> None:
         """A realm that came from another shard counts from now on."""

@@ -2,10 +2,11 @@
 
 At every instant the realm is whole in exactly one file that counts. The target keeps what arrives in a realm
 whose task is "arrive", which counts for nothing; one commit, with a higher epoch, makes it count, and notes that epoch
-for the name. Until the source knows of that commit it holds the realm: its requests wait. A source that is interrupted,
-or started again, asks the target once more: it answers either that it has had the realm since, even if that was deleted
-there or went on from there, or takes it all over again. Only the epoch can tell: what the target holds by now, or where
-it thinks that the realm is, may be from before or after.
+for the name. Until the source knows of that commit it holds the realm: its requests wait. What fails before the source
+asked for that commit ends the move, and the realm is served on. A source that is interrupted after that, or started
+again, asks the target until it answers: either that it has had the realm since, even if that was deleted there or went
+on from there, or that it takes it all over again. Only the epoch can tell: what the target holds by now, or where it
+thinks that the realm is, may be from before or after.
 
 A realm may come back before its source learned that it had arrived: that it comes back says so.
 
@@ -16,11 +17,12 @@ none of it, and with its connection it is dropped.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from restq.errors import RestqError
+from restq.errors import RestqError, RowDamaged, ShardStarting
 from restq.pipe import Pipe
 from restq.shards import rows
 from restq.shards.actor import Sender
@@ -47,6 +49,7 @@ from restq.shards.sweeps import dissolve
 CHUNK_COUNT = 500  # jobs sent at once
 CHUNK_BYTES_MAX = 4 << 20
 KEPT_COUNT = 50  # rows of up to a few hundred KiB each
+CONNECT_SECONDS = 1.0  # a shard that starts again takes longer: then the move is refused, and the realm served
 RETRY_SECONDS = 0.2
 
 TAKE = b"take"
@@ -91,7 +94,7 @@ class MoveOver(Exception):
 
 
 class ArrivalRefused(RestqError, ConnectionError):
-    """The target could not take the realm now; the source asks again."""
+    """The target could not take the realm now."""
 
     code = "arrival_refused"
     status = 503
@@ -234,57 +237,75 @@ ARRIVAL_OPERATIONS: dict[str, Callable[[Arrivals, list[Any], Sender, float], byt
 }
 
 
-async def send(realm: Realm, next_key: int, source: Source, path: str, shard: int) -> None:
-    """The source's side: returns once the realm is whole in the other shard, however often it takes.
+class Sending:
+    """The source's side: one realm on its way out, which must be held meanwhile."""
 
-    The realm must be held meanwhile.
+    def __init__(self, realm: Realm, next_key: int, source: Source, may_be_there: bool = False) -> None:
+        self.name = realm.name
+        self._realm = realm
+        self._next_key = next_key
+        self._source = source
+        # Only the target knows whether it has arrived: so it is after the end was sent, and after a start.
+        self.may_be_there = may_be_there
+
+    async def attempt(self, pipe: Pipe) -> None:
+        """Send all of it, unless it is there."""
+        realm, source = self._realm, self._source
+        queues = [rows.queue_row(realm, queue) for queue in realm.queues.values()]
+        tags = [rows.tag_row(realm, limit) for limit in realm.tags.limits.values()]
+        begin = [rows.realm_row(realm), queues, tags, self._next_key, source.blocks()]
+        if await self._call(pipe, "arrive_begin", begin) == HAVE:
+            return
+        self.may_be_there = False
+        for chunk in _chunks(realm, source.payload):
+            await self._call(pipe, "arrive_rows", [realm.name, chunk])
+        for table in KEPT_TABLES:
+            after = 0
+            while kept := source.rows_of(table, realm.key, after, KEPT_COUNT):
+                await self._call(pipe, "arrive_kept", [realm.name, table, kept])
+                after = kept[-1][0]
+        self.may_be_there = True
+        await self._call(pipe, "arrive_end", [realm.name])
+
+    async def _call(self, pipe: Pipe, operation: str, params: list[Any]) -> bytes:
+        if not is_leaving(self._realm):
+            raise MoveOver
+        reply = await pipe.call(operation, "", params, b"")
+        if reply.status != 200:
+            raise ArrivalRefused(json.loads(reply.body)["message"])
+        return reply.body
+
+
+async def send(sending: Sending, path: str, shard: int) -> None:
+    """Returns once the realm is whole in the other shard.
+
+    Raises why it does not get there, so that it stays: RowDamaged, or ShardStarting where it may be tried again. While
+    the other shard may have it, it is neither here nor there, and there is no end until that shard says.
     """
     pipe = Pipe(path, shard)
     pipe.open()
     try:
         while True:
             try:
-                await pipe.connected()
-                await _send_once(realm, next_key, source, pipe)
+                async with asyncio.timeout(None if sending.may_be_there else CONNECT_SECONDS):
+                    await pipe.connected()
+                await sending.attempt(pipe)
                 return
             except MoveOver:
                 return
             except StoreFailed:
                 raise
-            except RestqError as error:
-                log.warning("realm %r does not reach shard %d yet: %s", realm.name, shard, error)
-                await asyncio.sleep(RETRY_SECONDS)
+            except (RestqError, TimeoutError) as error:
+                why = str(error) or "it does not answer"
+                log.warning("realm %r does not reach shard %d: %s", sending.name, shard, why)
+                if not sending.may_be_there:  # what came of it goes with the connection
+                    if isinstance(error, RowDamaged):
+                        raise
+                    told = f"shard {shard} did not take realm {sending.name!r}, which stays where it is; try again"
+                    raise ShardStarting(f"{told}. {why}") from None
+            await asyncio.sleep(RETRY_SECONDS)
     finally:
         pipe.close()
-
-
-async def _send_once(realm: Realm, next_key: int, source: Source, pipe: Pipe) -> None:
-    queues = [rows.queue_row(realm, queue) for queue in realm.queues.values()]
-    tags = [rows.tag_row(realm, limit) for limit in realm.tags.limits.values()]
-    begin = [rows.realm_row(realm), queues, tags, next_key, source.blocks()]
-
-    async def call(operation: str, params: list[Any]) -> bytes:
-        if not is_leaving(realm):
-            raise MoveOver
-        return await _call(pipe, operation, params)
-
-    if await call("arrive_begin", begin) == HAVE:
-        return
-    for chunk in _chunks(realm, source.payload):
-        await call("arrive_rows", [realm.name, chunk])
-    for table in KEPT_TABLES:
-        after = 0
-        while kept := source.rows_of(table, realm.key, after, KEPT_COUNT):
-            await call("arrive_kept", [realm.name, table, kept])
-            after = kept[-1][0]
-    await call("arrive_end", [realm.name])
-
-
-async def _call(pipe: Pipe, operation: str, params: list[Any]) -> bytes:
-    reply = await pipe.call(operation, "", params, b"")
-    if reply.status != 200:
-        raise ArrivalRefused(f"{operation} was answered with status {reply.status}: {reply.body.decode()}")
-    return reply.body
 
 
 def _chunks(realm: Realm, payload: Callable[[int], bytes]) -> Iterator[list[Any]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from restq import child, memory
-from restq.errors import RowDamaged, StorageFull
+from restq.errors import RestqError, RowDamaged, StorageFull
 from restq.loop import run
 from restq.placement import Placement
 from restq.protocol import Frames, Reply, pack
@@ -305,9 +305,20 @@ class ShardProcess:
     async def _move(self, mail: Mail, target: int) -> None:
         shard = self.shard
         path = self._settings["sockets"][target]
-        realm = shard.moves.held_realm(mail.realm)
-        await moving.send(realm, shard.keys.next_key, self._store, path, target)
-        if shard.find(mail.realm) is realm:  # else it came back meanwhile
+        realm, is_resumed = shard.moves.held_realm(mail.realm), not mail.arrived_at
+        sending = moving.Sending(realm, shard.keys.next_key, self._store, may_be_there=is_resumed)
+        error = None
+        try:
+            await moving.send(sending, path, target)
+        except StoreFailed:
+            raise
+        except RestqError as refused:
+            error = refused.with_traceback(None)
+        if shard.find(mail.realm) is not realm:  # it arrived, and came back meanwhile
+            pass
+        elif error is not None:
+            shard.moves.stay(mail, error)
+        else:
             shard.moves.depart(mail, target)
         self.wake()
 

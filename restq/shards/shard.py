@@ -12,7 +12,7 @@ something is due in it; whoever waits for its jobs is asked after each thing tha
     batch            a very large body           is held           the last slice           goes on
     undo_pull        a very large pull           is held           the last slice           what it leased is undone
     passing          much that is due at once    is held           the last of it           what is left is due
-    move             pin, unpin                  is held           the target's HAVE        asks the target again
+    move             pin, unpin                  is held           its arrival, or failure  asks the target again
     arrive           another shard's move        counts for        its last rows: it        what came is removed
                                                  nothing yet       counts from then on
 
