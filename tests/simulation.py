@@ -48,7 +48,7 @@ SMALL = [
     (tasks, "LITTLE_COUNT", 1),
     (shard, "GROUP_ROWS_MAX", 20),
     (moving, "CHUNK_COUNT", 2),
-    (moving, "KEPT_COUNT", 2),
+    (moving, "LOOK_COUNT", 2),
 ]
 
 

@@ -37,10 +37,20 @@ from restq.shards import reserve, sqlite_store
 from restq.shards.changes import Changes, FailureRow, MovedRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
 from restq.shards.memory_store import MemoryStore
 from restq.shards.sqlite_store import SqliteStore
-from restq.shards.store import KEPT, Mark, Store, StoreFailed, StoreRefused
+from restq.shards.store import KEPT, Kept, Mark, Store, StoreFailed, StoreRefused
 
 ROWS_MAX = 1_000_000
 SHOWN_CUTS = 3  # after each start, before anything else is done
+
+
+def all_rows_of(store: Store, table: str, realm_key: int, limit: int = ROWS_MAX) -> list[Kept]:
+    """The realm's rows, found in looks at so many rows."""
+    rows: list[Kept] = []
+    after: int | None = 0
+    while after is not None:
+        found, after = store.rows_of(table, realm_key, after, limit)
+        rows += found
+    return rows
 
 
 def contents(store: Store) -> tuple[Any, ...]:
@@ -48,7 +58,7 @@ def contents(store: Store) -> tuple[Any, ...]:
     loaded = store.load()
     places = [tuple(row) for row in loaded.places]
     realm_keys = [0, *(realm.key for realm in loaded.realms)]
-    kept = [list(map(tuple, store.rows_of(table, key, 0, ROWS_MAX))) for table in KEPT for key in realm_keys]
+    kept = [list(map(tuple, all_rows_of(store, table, key))) for table in KEPT for key in realm_keys]
     payloads = {row[9]: hashlib.sha1(store.payload(row[9])).digest() for row in places if row[14]}
     replies = [tuple(row) for row in loaded.replies]
     lists = list(map(tuple, loaded.realms)), list(map(tuple, loaded.queues)), list(map(tuple, loaded.tags))

@@ -343,7 +343,7 @@ def test_full_disk_at_an_ack_leaves_no_result(rig: Rig) -> None:
 
 
 def test_move_takes_all_results_along_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moving, "KEPT_COUNT", 7)
+    monkeypatch.setattr(moving, "LOOK_COUNT", 7)
     source, target = Rig(0, 2), Rig(1, 2)
     keep(source, HOME_0, count=100)
     done(source, HOME_0, *ids(30), result=["r"], tags=["t"])

@@ -753,7 +753,7 @@ def all_seen(rig: Rig) -> Any:
 def lived(monkeypatch: pytest.MonkeyPatch) -> tuple[Rig, Rig, dict[str, Any]]:
     """Two shards, and what `lived_in` gave in the first; few rows go at once."""
     monkeypatch.setattr(moving, "CHUNK_COUNT", 4)
-    monkeypatch.setattr(moving, "KEPT_COUNT", 3)
+    monkeypatch.setattr(moving, "LOOK_COUNT", 3)
     source, target = Rig(0, 2), Rig(1, 2)
     source.shard.keys.next_key = 5_000
     given = lived_in(source)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from shard_rig import HOME_0, Rig, move, send_rows
+from store_life import all_rows_of
 
 from restq.data_dir import shard_count, shard_path
 from restq.placement import home
@@ -107,9 +108,7 @@ def seen(realm: Realm, store: SqliteStore) -> Any:
         for job in sorted(realm.jobs.values(), key=lambda job: job.key)
     }
     kept = [
-        row._replace(key=row.key - realm.key, realm=0)
-        for table in KEPT
-        for row in store.rows_of(table, realm.key, 0, 1000)
+        row._replace(key=row.key - realm.key, realm=0) for table in KEPT for row in all_rows_of(store, table, realm.key)
     ]
     assert len(kept) == len(KEPT)
     proofs = sorted(finishing.lease_id(realm, job.place_of(key)) for key, job in realm.leases.items())

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from store_life import all_rows_of
 
 from restq.errors import RowDamaged, StorageFull
 from restq.shards import sqlite_store
 from restq.shards.changes import Changes, FailureRow, MovedRow, QueueRow, RealmRow, ReplyRow, ResultRow, TagRow
 from restq.shards.memory_store import MemoryStore
 from restq.shards.sqlite_store import SqliteStore
-from restq.shards.store import KEPT, Kept, Loaded, Mark, Store, StoreFailed, StoreRefused
+from restq.shards.store import KEPT, LOOK_BYTES_MAX, Loaded, Mark, Store, StoreFailed, StoreRefused
 
 REALM = RealmRow(1, "größe", 600.0, 3, 1, '["clear_queue", "q/é", []]', '{"max_jobs": 5}', 40)
 QUEUES = [QueueRow(2, 1, -(2**63), 0.0), QueueRow(3, 1, "10 é😀", 12.5, '{"paused": true}', 1e9 + 0.25)]
@@ -93,14 +94,6 @@ def contents(loaded: Loaded) -> tuple[Any, ...]:
     kept = list(loaded.tags), [tuple(row) for row in loaded.replies], loaded.result_counts
     places = [tuple(row) for row in loaded.places]
     return loaded.mark, list(loaded.realms), list(loaded.queues), loaded.moved, kept, places
-
-
-def all_rows_of(store: Store, table: str, realm_key: int) -> list[Kept]:
-    """In pages of one."""
-    rows: list[Kept] = []
-    while page := store.rows_of(table, realm_key, rows[-1].key if rows else 0, 1):
-        rows += page
-    return rows
 
 
 EXPECTED = (
@@ -262,15 +255,45 @@ def test_reply_is_the_body_that_was_committed(full_store: Store) -> None:
 @pytest.mark.parametrize(("table", "rows"), [("failures", FAILURES), ("results", RESULTS), ("tags", TAGS)])
 def test_rows_of_table_in_pages_are_those_of_the_realm_in_order(full_store: Store, table: str, rows: list[Any]) -> None:
     expected = [row for row in rows if row.realm == 1]
-    assert all_rows_of(full_store, table, 1) == expected
-    assert full_store.rows_of(table, 1, 0, 100) == expected
-    assert {type(row) for row in full_store.rows_of(table, 1, 0, 100)} == {KEPT[table]}
-    assert full_store.rows_of(table, 7, 0, 100) == []
+    for limit in (1, 2, 3, 100):
+        assert all_rows_of(full_store, table, 1, limit) == expected
+    assert {type(row) for row in full_store.rows_of(table, 1, 0, 100)[0]} == {KEPT[table]}
+    assert full_store.rows_of(table, 7, 0, 100) == ([], None)
 
 
 def test_rows_of_replies_come_with_their_bodies(full_store: Store) -> None:
-    assert full_store.rows_of("replies", 0, 0, 9) == REPLIES[:1]
-    assert full_store.rows_of("replies", 1, 0, 9) == REPLIES[1:]
+    assert full_store.rows_of("replies", 0, 0, 9) == (REPLIES[:1], None)
+    assert full_store.rows_of("replies", 1, 0, 9) == (REPLIES[1:], None)
+
+
+@pytest.mark.parametrize("table", ["failures", "replies"])
+def test_rows_of_looks_at_so_many_rows_whosever_they_are(open_store: OpenStore, table: str) -> None:
+    store = open_store()
+    changes = Changes()
+    for key in range(10, 40):
+        changes.failures[key] = FailureRow(key, 1 + (key == 35), "e", 1, 1.0)
+        changes.replies[key] = ReplyRow(key, 1 + (key == 35), f"n {key}", "d", 1.0, b"r")
+    commit(store, changes, Mark(1, 50, 1.5))
+    found: list[int] = []
+    after: int | None = 0
+    looks = []
+    while after is not None:
+        rows, after = store.rows_of(table, 2, after, 10)
+        looks.append(after)
+        found += [row.key for row in rows]
+    assert (found, looks) == ([35], [19, 29, None])
+
+
+def test_rows_of_large_replies_are_given_a_few_at_a_time(path: Path) -> None:
+    store = SqliteStore(path)
+    changes = Changes()
+    for key in range(10, 20):
+        changes.replies[key] = ReplyRow(key, 1, f"n {key}", "d", 1.0, bytes(LOOK_BYTES_MAX // 2))
+    commit(store, changes, Mark(1, 50, 1.5))
+    rows, after = store.rows_of("replies", 1, 0, 1000)
+    assert ([row.key for row in rows], after) == ([10, 11], 11)
+    assert len(all_rows_of(store, "replies", 1)) == 10
+    store.close()
 
 
 # -- the file --------------------------------------------------------------------------------------------------------

@@ -68,10 +68,11 @@ class MemoryStore:
         row = self._tables["replies"].get(key)
         return None if row is None else row.body
 
-    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> list[Kept]:
-        """The realm's first rows of a table of `KEPT` whose keys are above `after_key`, in the order of their keys."""
-        rows = [row for row in self._sorted(table) if row.realm == realm_key and row.key > after_key]
-        return rows[:limit]
+    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> tuple[list[Kept], int | None]:
+        """The realm's rows of a table of `KEPT` among the next `limit` whose keys are above `after_key`."""
+        rows = [row for row in self._sorted(table) if row.key > after_key]
+        found = [row for row in rows[:limit] if row.realm == realm_key]
+        return found, rows[limit - 1].key if len(rows) > limit else None
 
     def blocks(self) -> list[int]:
         """The numbers of the blocks of keys in which there are rows."""

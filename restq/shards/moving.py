@@ -48,7 +48,7 @@ from restq.shards.sweeps import dissolve
 
 CHUNK_COUNT = 500  # jobs sent at once
 CHUNK_BYTES_MAX = 4 << 20
-KEPT_COUNT = 50  # rows of up to a few hundred KiB each
+LOOK_COUNT = 1_000  # rows of all realms, among which the realm's are looked for at once
 CONNECT_SECONDS = 1.0  # a shard that starts again takes longer: then the move is refused, and the realm served
 RETRY_SECONDS = 0.2
 
@@ -76,7 +76,7 @@ class Source(Protocol):
 
     def payload(self, job_key: int) -> bytes: ...
 
-    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> Sequence[Any]: ...
+    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> tuple[Sequence[Any], int | None]: ...
 
     def blocks(self) -> list[int]: ...
 
@@ -260,10 +260,11 @@ class Sending:
         for chunk in _chunks(realm, source.payload):
             await self._call(pipe, "arrive_rows", [realm.name, chunk])
         for table in KEPT_TABLES:
-            after = 0
-            while kept := source.rows_of(table, realm.key, after, KEPT_COUNT):
+            after: int | None = 0
+            while after is not None:
+                kept, after = source.rows_of(table, realm.key, after, LOOK_COUNT)
+                # Also if there is nothing: so other realms are served between two looks.
                 await self._call(pipe, "arrive_kept", [realm.name, table, kept])
-                after = kept[-1][0]
         self.may_be_there = True
         await self._call(pipe, "arrive_end", [realm.name])
 

@@ -20,7 +20,6 @@ import math
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +32,7 @@ from restq.shards.renumbering import BLOCK_BITS
 from restq.shards.reserve import FULL, WAL_PAGES_MAX, Reserve
 from restq.shards.schema import APPLICATION_ID, FORMAT, differs, migrate
 from restq.shards.sound_rows import UNREADABLE, SoundRows, damaged
-from restq.shards.store import KEPT, Kept, Loaded, Mark, Room, StoreFailed, StoreRefused
+from restq.shards.store import KEPT, LOOK_BYTES_MAX, Kept, Loaded, Mark, Room, StoreFailed, StoreRefused
 from restq.shards.witness import Witness
 
 LOCK_WAIT_SECONDS = 10.0  # a shard that was killed may take a moment to let go of its file
@@ -275,13 +274,22 @@ class SqliteStore:
         rows = self._read("replies", "WHERE key = ?", key)
         return rows[0][5] if rows else None
 
-    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> list[Kept]:
-        """The realm's first rows of a table of `KEPT` whose keys are above `after_key`, in the order of their keys."""
+    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> tuple[list[Kept], int | None]:
+        """See `Store.rows_of`."""
+        which, values = "WHERE key > ? ORDER BY key", (after_key,)
         if table == "results":  # by its index, which was compared with the rows at the start
-            return [*self.results(realm_key, after_key, limit)]
+            which, values = f"WHERE realm = {realm_key:d} AND key > ? ORDER BY key", (after_key,)
+        found: list[Kept] = []
+        last, size = after_key, 0
         with self._serving():
-            rows = self._rows.of(table, "WHERE key > ? ORDER BY key", (after_key,))
-            return [KEPT[table](*row) for row in islice((row for row in rows if row[1] == realm_key), limit)]
+            for count, row in enumerate(self._rows.of(table, which, values)):
+                if count >= limit or size >= LOOK_BYTES_MAX:
+                    return found, last
+                last = row[0]
+                size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+                if row[1] == realm_key:
+                    found.append(KEPT[table](*row))
+        return found, None
 
     def blocks(self) -> list[int]:
         """The numbers of the blocks of keys in which there are rows: see `Renumbering`."""

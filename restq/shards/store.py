@@ -28,6 +28,9 @@ KEPT: dict[str, type[FailureRow] | type[ReplyRow] | type[ResultRow] | type[TagRo
 }
 
 
+LOOK_BYTES_MAX = 4 << 20  # beside one more row: see `Store.rows_of`
+
+
 class StoreFailed(RestqError, OSError):
     """The store can't go on: what it holds is certain only after it was opened anew."""
 
@@ -114,10 +117,11 @@ class Store(Protocol):
     def reply(self, key: int) -> bytes | None:
         """The body of a reply."""
 
-    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> list[Kept]:
-        """The realm's first rows of a table of `KEPT` whose keys are above `after_key`, in the order of their keys.
+    def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> tuple[list[Kept], int | None]:
+        """The realm's rows of a table of `KEPT` among the next whose keys are above `after_key`, in their order.
 
-        It may read the whole table: for a realm that moves, not for a request.
+        It looks at up to `limit` rows, whosever they are, and at fewer once they are `LOOK_BYTES_MAX`. Then comes the
+        key after which to go on, or None where that was all.
         """
 
     def blocks(self) -> list[int]:
