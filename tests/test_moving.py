@@ -33,7 +33,7 @@ from shard_rig import (
 from restq.errors import RestqError, RowDamaged, ShardUnavailable
 from restq.placement import home
 from restq.protocol import MOVED, Reply
-from restq.shards import moving, rows, tasks
+from restq.shards import moving, replies, rows, tasks
 from restq.shards.actor import Mail
 from restq.shards.changes import MovedRow
 from restq.shards.memory_store import MemoryStore
@@ -531,6 +531,24 @@ def test_arrivals_that_began_before_either_ended_have_different_numbers(rig: Rig
     rig.start()
     numbers.append(rig.reply_to("recall", "", [None, (1.0, 1)], b"", ("key", "digest")).extra)
     assert len(set(numbers)) == 4
+
+
+def test_replies_of_attempts_that_failed_go_before_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = Rig(0, 2), Rig(1, 2)
+    source.now += 5  # what is kept there is to be kept longer
+    for rig, name in ((source, HOME_0), (target, HOME_1)):
+        rig.add(name, "x")
+        rig.ask("redrive", name, [], {"jobs": ["none"]}, ONCE)
+    target.now = source.now
+    pin(source, HOME_0, 1)
+    for _ in range(5):
+        with pytest.raises(ShardUnavailable):
+            send_rows(source, target, lost="arrive_end")
+    monkeypatch.setattr(replies, "KEPT_COUNT_MAX", 2)
+    carry_out(source, target)
+    target.run_until(target.now + 10)
+    assert target.shard.replies.count == 2
+    assert sorted(row.realm for row in target.rows()["replies"].values()) == sorted(target.rows()["realms"])
 
 
 class Line(Wire):

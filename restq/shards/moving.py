@@ -108,6 +108,7 @@ class Arrival(NamedTuple):
     loader: Loader
     realm: Realm
     new_keys: Renumbering
+    replies: list[tuple[int, int, str]]  # that it kept: see `Replies.unclaim`
 
 
 class Host(Protocol):
@@ -170,12 +171,12 @@ class Arrivals:
             tag_row = TagRow(new_keys.key(tag[0]), row.key, *tag[2:])
             loader.add_tag(tag_row)
             self._changes.tags[tag_row.key] = tag_row
-        self._arriving[row.name] = Arrival(sender, loader, realm, new_keys)
+        self._arriving[row.name] = Arrival(sender, loader, realm, new_keys, [])
         return TAKE
 
     def rows(self, params: list[Any], sender: Sender, now: float) -> bytes:
         """Some of its places, each with its job and the job's large data."""
-        _, loader, realm, new_keys = self._arrival(params[0], sender)
+        _, loader, realm, new_keys, _ = self._arrival(params[0], sender)
         changes = self._changes
         arrived = [(renumbered(row, new_keys.key, realm.key), payload) for row, payload in params[1]]
         for row, payload in arrived:
@@ -185,7 +186,7 @@ class Arrivals:
 
     def kept(self, params: list[Any], sender: Sender, now: float) -> bytes:
         """Some of what only its file holds: rows of a table."""
-        _, _, realm, new_keys = self._arrival(params[0], sender)
+        _, _, realm, new_keys, replies = self._arrival(params[0], sender)
         table = params[1]
         for fields in params[2]:
             row = KEPT_TABLES[table](new_keys.key(fields[0]), realm.key, *fields[2:])
@@ -194,11 +195,12 @@ class Arrivals:
                 realm.result_count += 1
             elif isinstance(row, ReplyRow):
                 self._host.replies.add(row.key, row.realm, row.name, row.digest, row.at, len(row.body))
+                replies.append((row.key, row.realm, row.name))
         return TAKE
 
     def end(self, params: list[Any], sender: Sender, now: float) -> bytes:
         """All of it came: with the commit of this, it counts."""
-        _, loader, realm, _ = self._arrival(params[0], sender)
+        _, loader, realm, *_ = self._arrival(params[0], sender)
         del self._arriving[params[0]]
         loader.finish(now)
         self._moves.arrive(realm)
@@ -221,6 +223,7 @@ class Arrivals:
         if arrival is not None:
             arrival.loader.finish(now)
             self._discard(arrival.realm)
+            self._host.replies.unclaim(arrival.replies)
 
     def _arrival(self, name: str, sender: Sender) -> Arrival:
         arrival = self._arriving.get(name)

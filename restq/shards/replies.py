@@ -10,6 +10,7 @@ first is what was to be kept the shortest.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ class Replies:
         self._changes = changes
         self._kept: dict[tuple[int, str], tuple[_Kept, ...]] = {}  # nearly always one
         self._by_until: list[tuple[float, int, tuple[int, str]]] = []
+        self._unclaimed: deque[tuple[int, tuple[int, str]]] = deque()  # of realms that are no more: they go first
         self._count = 0
         self._bytes = 0
         self.claims = Claims()  # of those that are to come
@@ -58,6 +60,7 @@ class Replies:
         """Be what the store holds, and no more."""
         self._kept.clear()
         self._by_until.clear()
+        self._unclaimed.clear()
         self._count = self._bytes = 0
         for key, realm, name, digest, until, size in rows:
             self.add(key, realm, name, digest, until, size)
@@ -65,6 +68,10 @@ class Replies:
     def add(self, key: int, realm: int, name: str, digest: str, until: float, size: int) -> None:
         """Know of a reply whose row is noted already, and which for all we know was given again before."""
         self._put((realm, name), _Kept(key, digest, until, size))
+
+    def unclaim(self, rows: Iterable[tuple[int, int, str]]) -> None:
+        """Nobody will ask for these: row keys, each with its realm's key and its idempotency key."""
+        self._unclaimed.extend((key, (realm, name)) for key, realm, name in rows)
 
     def _put(self, place: tuple[int, str], kept: _Kept) -> None:
         self._kept[place] = (*self._kept.get(place, ()), kept)
@@ -127,13 +134,16 @@ class Replies:
         for _ in range(count):
             if not self.is_due(now):
                 return
-            _, key, place = heapq.heappop(self._by_until)
+            key, place = self._unclaimed.popleft() if self._unclaimed else heapq.heappop(self._by_until)[1:]
             for kept in self._kept.get(place, ()):
                 if kept.key == key:  # else it was forgotten before
                     self._drop(place, kept)
 
     def is_due(self, now: float) -> bool:
         """Whether a sweep would find something."""
-        return bool(self._by_until) and (
-            self._by_until[0][0] <= now or self._count > KEPT_COUNT_MAX or self._bytes > KEPT_BYTES_MAX
+        return bool(self._unclaimed or self._by_until) and (
+            bool(self._unclaimed)
+            or self._by_until[0][0] <= now
+            or self._count > KEPT_COUNT_MAX
+            or self._bytes > KEPT_BYTES_MAX
         )
