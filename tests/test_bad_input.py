@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -591,6 +592,15 @@ def test_send_chunked_body_over_the_limit_is_413_that_a_plain_client_reads(
 def test_send_body_at_the_limit_is_taken(small: Server, realm_name: str) -> None:
     ask(small, "PUT", f"/{realm_name}/job/j", add_of_size(SMALL_BYTES_MAX)).ok()
     assert ask(small, "GET", f"/{realm_name}/status").ok()["total_jobs"] == 1
+
+
+def test_send_body_that_the_memory_is_too_little_for_is_413(start_server: StartServer, realm_name: str) -> None:
+    """Each process may have 128 MiB, so a body 4 MiB, though 32 are configured: it stands there some times over."""
+    limits = ["sh", "-c", 'ulimit -d 131072 && exec "$0" "$@"', sys.executable, "-m", "restq"]
+    little = start_server(program=limits)
+    answer = ask(little, "PUT", f"/{realm_name}/job/j", add_of_size((4 << 20) + 1))
+    assert str(4 << 20) in answer.refused(413, "ValueError", "body_too_large")
+    ask(little, "PUT", f"/{realm_name}/job/j", add_of_size(4 << 20)).ok()
 
 
 def test_announce_body_far_over_the_limit_is_413_before_it_is_sent(small: Server, realm_name: str) -> None:

@@ -17,7 +17,7 @@ from restq.web.pulls import Pulls
 from restq.web.shards import Shards
 
 BODIES_BYTES_MAX = 64 << 20  # of all bodies that this front end holds at a time, and of all replies on their way
-MEMORY_SHARE = 32  # or no more than this part of the memory: on its way a body stands in it some six times
+MEMORY_SHARE = 32  # or no more than this part of the memory, one body too: on its way it stands there some six times
 
 
 class App:
@@ -39,9 +39,9 @@ class App:
             **Everywhere(self.shards).operations,
             **Pulls(self.shards).operations,
         }
-        self.body_bytes_max = body_bytes_max
+        self.body_bytes_max = int(min(body_bytes_max, memory_bytes / MEMORY_SHARE))
         share = int(min(BODIES_BYTES_MAX, memory_bytes / MEMORY_SHARE))
-        self.held_bytes_max = max(share, body_bytes_max)  # one of the largest always fits
+        self.held_bytes_max = max(share, self.body_bytes_max)  # one of the largest always fits
         self.debug = debug
         self.held_bytes = 0
         self.crowd = Crowd(share)

@@ -110,8 +110,8 @@ async def serve(settings: dict[str, Any]) -> None:
         idle_connection_timeout=IDLE_SECONDS,
         body_timeout=BODY_SECONDS,
         max_header_size=HEADER_BYTES_MAX,
-        max_body_size=settings["body_bytes_max"],
-        max_buffer_size=settings["body_bytes_max"] + (1 << 20),
+        max_body_size=app.body_bytes_max,
+        max_buffer_size=app.body_bytes_max + (1 << 20),
     )
     server.crowd = app.crowd
     server.connections_max = min(CONNECTIONS_MAX, allow_files() - FILES_SPARE_COUNT)
