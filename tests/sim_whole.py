@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from simulation import World
+from store_life import all_rows_of
 
 from restq.shards.changes import Changes, RealmRow, Task
 from restq.shards.job import MARK_NONE
@@ -15,7 +16,6 @@ from restq.shards.moving import KEPT_TABLES
 from restq.shards.realm import Realm
 from restq.shards.store import Loaded
 
-ALL = 1_000_000
 LEASED_AT, MARK, JOB_KEY, REALM_KEY, JOB_ID = 3, 7, 9, 10, 11  # in a row of a place with its job
 
 
@@ -72,7 +72,7 @@ def _contents(store: Any, realm: RealmRow) -> dict[str, Any]:
     places = [row for row in loaded.places if row[REALM_KEY] == realm.key]
     queues = {row.key: row.queue_id for row in loaded.queues if row.realm == realm.key}
     named = {row[0]: (row[JOB_ID], queues.get(row[1])) for row in places}
-    kept = {table: store.rows_of(table, realm.key, 0, ALL) for table in KEPT_TABLES}
+    kept = {table: all_rows_of(store, table, realm.key) for table in KEPT_TABLES}
     going = {row[JOB_ID] for row in places if row[MARK] != MARK_NONE}
     return {
         "going": going,
