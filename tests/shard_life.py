@@ -295,10 +295,7 @@ class ShardLife:
     def _is_under_way(self, name: str) -> bool:
         """Whether what was asked of it goes on; where only time passes in steps, it does not."""
         actor = self.shard.mailboxes.actors.get(name)
-        if actor is None or not actor.held:
-            return False
-        steps = actor.work and actor.work[0].steps
-        return not isinstance(steps, Passing) or steps.then is not None
+        return actor is not None and actor.held and not (actor.work and isinstance(actor.work[0].steps, Passing))
 
     def _let_time_pass(self, name: str) -> None:
         """Time passed in a realm that nobody asked for anything: the simple one is not told of that."""

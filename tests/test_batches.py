@@ -438,6 +438,20 @@ def loaded_from_file(path: Path, index: int, count: int, now: float) -> Rig:
     return rig
 
 
+def test_time_does_not_pass_between_the_slices_of_a_batch_that_goes_on_after_a_start(rig: Rig) -> None:
+    """A job whose time is over by the start is wanted after all by a later slice: it must not be gone by then."""
+    jobs = [{"job_id": job_id, "queue_id": 0} for job_id in ids(COUNT)]
+    short = [{"job_id": "short", "queue_id": 0, "expires_in": 5.0}, {"job_id": "short", "queue_id": 1}]
+    rig.send("add_jobs", A, [], {"jobs": [short[0], *jobs, short[1]]})
+    while not rig.store._tables["jobs"]:
+        rig.turn()
+    rig.now += 10
+    rig.start()
+    rig.run()
+    (short_job,) = [job for job in rig.list(A) if job["job_id"] == "short"]
+    assert [place["queue_id"] for place in short_job["queues"]] == [0, 1]
+
+
 @pytest.mark.parametrize("is_killed", [False, True])
 @pytest.mark.parametrize("turns", [5, 6, 7])
 def test_start_with_another_number_of_shards_in_the_midst_of_a_batch_ends_as_in_one_go(

@@ -139,8 +139,8 @@ ARROWS: dict[str, str] = {
     "shards.chores": "shards.archive shards.changes shards.realm shards.replies",
     "shards.internal": "protocol shards.actor shards.commands.call shards.events shards.job shards.realm shards.shard",
     "shards.tasks": (
-        "errors shards.actor shards.agenda shards.changes shards.commands shards.commands.* shards.realm shards.room"
-        " shards.shard shards.store shards.sweeps"
+        "errors shards.actor shards.agenda shards.changes shards.commands shards.commands.* shards.endings shards.realm"
+        " shards.room shards.shard shards.store shards.sweeps"
     ),
     "shards.moves": (
         "bodies errors placement protocol shards.actor shards.changes shards.commands.call shards.realm shards.shard"

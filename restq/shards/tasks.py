@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from restq.errors import RestqError, RowDamaged
+from restq.shards import endings
 from restq.shards.actor import Actor, Mail, no_mail, refusal
 from restq.shards.agenda import Agenda
 from restq.shards.changes import BATCH, Task
@@ -31,16 +32,30 @@ RESUMED = KINDS | {BATCH}  # kinds of tasks that go on here after a start
 
 
 class Passing:
-    """Time that passes in a realm until an instant, and what is to go on from there, if anything."""
+    """Time that passes in a realm until an instant."""
 
-    def __init__(self, realm: Realm, until: float, then: Steps | None = None) -> None:
+    def __init__(self, realm: Realm, until: float) -> None:
         self._realm = realm
         self._until = until
-        self.then = then
 
     def step(self, count: int) -> bool:
-        """Do up to `count` of what is due by then, or a step of what follows; True once that is all."""
-        return self._realm.advance(self._until, count) > 0 and (self.then is None or self.then.step(count))
+        """Do up to `count` of what is due by then; True once that is all."""
+        return self._realm.advance(self._until, count) > 0
+
+
+class GoingOn:
+    """What goes on after a start, to which no time passes: only that leases ran out by the start is seen to first."""
+
+    def __init__(self, realm: Realm, steps: Steps) -> None:
+        self._realm = realm
+        self._steps = steps
+
+    def step(self, count: int) -> bool:
+        """Do up to `count` of the one or the other; True once that is all."""
+        for queue in self._realm.queues.values():
+            if endings.settle(self._realm, queue.lapsed, count):
+                return False
+        return self._steps.step(count)
 
 
 class Tasks:
@@ -68,7 +83,8 @@ class Tasks:
         if mail is None and task.once:
             mail = no_mail(actor.name)._replace(once=task.once)
         if task.kind != BATCH:
-            self._go_on(actor, realm, swept(Sweep(realm, task)), mail)
+            work = swept(Sweep(realm, task))
+            self.begin(actor, work._replace(steps=GoingOn(realm, work.steps)), mail)
             return
         operation, now, *_ = task.details
         body = self._shard.archive.payload(int(task.target or 0))
@@ -84,11 +100,7 @@ class Tasks:
                 self._shard.answer(mail, refusal(mail, error))
             return
         assert isinstance(outcome, Work), "what was done in slices once has as many again"
-        self._go_on(actor, realm, outcome, mail)
-
-    def _go_on(self, actor: Actor, realm: Realm, work: Work, mail: Mail | None) -> None:
-        """Go on with this once all that time brought about until the start is seen to."""
-        self.begin(actor, work._replace(steps=Passing(realm, realm.clock, work.steps)), mail)
+        self.begin(actor, outcome._replace(steps=GoingOn(realm, outcome.steps)), mail)
 
     def pass_time(self, agenda: Agenda, now: float) -> None:
         """In the realms where something is due: so much in all, and a little in each. One that has more is held."""
