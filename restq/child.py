@@ -26,6 +26,10 @@ HEALTHY_SECONDS = 10.0  # a process that ran so long starts again without delay
 ASK_SECONDS = 1.0  # between two times a process is asked whether it is alive
 STUCK_COUNT = 20  # so many such times in a row without an answer, and it is killed
 
+# glibc hands freed memory back to the system where a block was large, but counts only blocks as large that are larger
+# than any that was freed before: with bodies of many MiB it keeps as much again, in each process. What is set stays so.
+MEMORY_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 20)}
+
 EXIT_FAILED = 1
 EXIT_REFUSED = 3  # starting again would not help
 
@@ -84,7 +88,11 @@ class Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=self._inherited,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={
+                **MEMORY_SETTINGS,
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
         )
         assert process.stdin is not None, "standard input is a pipe"
         assert process.stdout is not None, "standard output is a pipe"

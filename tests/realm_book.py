@@ -182,7 +182,8 @@ def _done_in(realm: Realm, operation: str) -> Includes:
     def is_done(of_model: ModelPlace) -> bool:
         place = realm.place(of_model.job.job_id, of_model.queue)
         if operation in ("redrive", "redrive_tagged_jobs"):
-            return place is None or place.history.mark != MARK_DEAD
+            # That its last lease ran out once too often may be still to be seen to: then it is not dead yet.
+            return place is None or (place.history.mark != MARK_DEAD and not place.history.lease)
         if operation == "cancel_tagged_jobs":
             return place is None or place.history.mark == MARK_CANCELLED
         return place is None

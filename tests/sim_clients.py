@@ -237,13 +237,16 @@ class Client:
         answer = await self._ask(call, ("POST", f"/{realm}/pull", wanted), wait)
         if answer is not None:
             call.ok(self.world.now())
-            call.may_hide = self._may_lease_yet(call, answer)
+            call.may_hide = self._may_have_leased_else(call, answer, wanted["lease_time"])
             self.take(call, answer.json["jobs"], realm, wanted["lease_time"])
 
     @staticmethod
-    def _may_lease_yet(call: Call, answer: Answer) -> bool:
-        """Whether an earlier request may lease yet: that there were no jobs for one is not kept."""
-        return call.was_repeated and not answer.json["jobs"]
+    def _may_have_leased_else(call: Call, answer: Answer, lease_seconds: float) -> bool:
+        """Whether an earlier request of it leased other jobs, or may yet.
+
+        That there were no jobs for one is not kept; and what one leased may be undone, though after its leases ran out.
+        """
+        return call.was_repeated and (not answer.json["jobs"] or call.ended - call.began > lease_seconds)
 
     async def pull_everywhere(self) -> None:
         """POST /pull."""
@@ -256,7 +259,7 @@ class Client:
         if answer is not None:
             call.ok(self.world.now())
             # Where a shard went away, what it leased waits for its leases to end.
-            call.may_hide = not self.world.is_calm or self._may_lease_yet(call, answer)
+            call.may_hide = not self.world.is_calm or self._may_have_leased_else(call, answer, wanted["lease_time"])
             self.take(call, answer.json["jobs"], "", wanted["lease_time"])
 
     # -- finishing ---------------------------------------------------------------------------------------------------

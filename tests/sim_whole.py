@@ -34,7 +34,7 @@ class Arrivals:
         for key, row in changes.realms.items():
             if row is not None and not _is(row, "arrive") and (index, key) not in self._known:
                 self._known.add((index, key))
-                if (row.name, row.born) in self._births:
+                if row.epoch and (row.name, row.born) in self._births:
                     self.count += 1
                     self.wrong += self._differences(index, row)
                 self._births.add((row.name, row.born))

@@ -136,6 +136,28 @@ async def kept(folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Kept]:
         await keeping
 
 
+@pytest.mark.parametrize("own", [None, "4096"])
+def test_process_gives_large_blocks_of_memory_back_unless_its_user_set_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    log = tmp_path / "set"
+    name = "MALLOC_MMAP_THRESHOLD_"
+    write_module(
+        tmp_path, "tells", f"import os; open({str(log)!r}, 'w').write(os.environ[{name!r}]); raise SystemExit(3)"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(name, own)
+
+    async def run() -> None:
+        async with asyncio.timeout(20.0):
+            await Child("tells", "process", {}).keep()
+
+    asyncio.run(run())
+    assert log.read_text() == (own or child.MEMORY_SETTINGS[name])
+
+
 def test_keep_of_a_process_that_stands_still_kills_it_and_starts_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -516,6 +516,18 @@ def test_arrival_that_a_reload_forgot_is_to_begin_again_and_leaves_nothing_to_th
     assert rig.shard.find(A) is None
 
 
+def test_arrival_of_a_connection_that_is_gone_does_not_begin(rig: Rig) -> None:
+    """What was read of it is served late: nobody would drop what began then."""
+    gone, source = Sender(), Rig()
+    gone.is_gone = True
+    source.add(A, "x")
+    row = list(rows.realm_row(source.shard.find(A)))  # type: ignore[arg-type]
+    rig.send("arrive_begin", "", [row, [], [], source.shard.keys.next_key, source.store.blocks()], sender=gone)
+    rig.run()
+    assert [json.loads(reply.body)["code"] for reply in gone.replies.values()] == ["arrival_unknown"]
+    assert rig.row_count() == 0
+
+
 def test_arrivals_that_began_before_either_ended_have_different_numbers(rig: Rig) -> None:
     """Or a pull that comes again overlooks the second: it takes the shard for one in which nothing arrived since."""
     numbers = [rig.reply_to("recall", "", [None, (1.0, 1)], b"", ("key", "digest")).extra]

@@ -150,6 +150,8 @@ class Arrivals:
     def begin(self, params: list[Any], sender: Sender, now: float) -> bytes:
         """A realm wants to come in: HAVE if it did already, else TAKE, and what came of it before is dropped."""
         row, queues, tags, next_key, blocks = RealmRow(*params[0]), *params[1:5]
+        if sender.is_gone:  # it was read too late: nobody would drop what began with it
+            raise ArrivalUnknown(f"who sends realm {row.name!r} is gone")
         known = self._host.find(row.name)
         if (self._moves.epoch(row.name) if known is None else known.epoch) > row.epoch:
             return HAVE
