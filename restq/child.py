@@ -177,8 +177,8 @@ async def on_end(end: Callable[[], None]) -> None:
 
 def say_ready() -> None:
     """Tell the supervisor that this process serves."""
-    sys.stdout.buffer.write(READY)
-    sys.stdout.buffer.flush()
+    with contextlib.suppress(BrokenPipeError):  # it is gone: `on_end` says so
+        os.write(sys.stdout.fileno(), READY)
 
 
 class _Lifeline(asyncio.Protocol):
@@ -187,8 +187,7 @@ class _Lifeline(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         with contextlib.suppress(OSError):  # the supervisor is gone: its end is what is read next
-            sys.stdout.buffer.write(ALIVE)
-            sys.stdout.buffer.flush()
+            os.write(sys.stdout.fileno(), ALIVE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()

@@ -7,6 +7,7 @@ connections that waited. How a process is started, told to end and started again
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -24,6 +25,8 @@ from restq.shards.relocation import relocate
 from restq.shards.store import StoreRefused
 
 BACKLOG = 1024
+PORT_WAIT_SECONDS = 2.0  # processes whose supervisor was killed as they began have its port until they notice
+PORT_PAUSE_SECONDS = 0.05
 STOP_SECONDS = 6.0  # for each of the two waves: front ends, then shards
 CLOCK_BEHIND_SECONDS = 60.0  # from here on it is worth a word; less is a clock that is being set right
 SOCKET_PATH_BYTES_MAX = 100  # of the about 108 that a UNIX socket's address holds
@@ -179,12 +182,16 @@ def _bind(family: int, address: Any, host: str, shared: bool) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if family == socket.AF_INET6:
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    try:
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise ServerRefused(f"can't listen on {host or '*'} port {address[1]}: {error.strerror}") from None
-    return bound
+    ends_at = time.monotonic() + PORT_WAIT_SECONDS
+    while True:
+        try:
+            bound.bind(address)
+            return bound
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= ends_at:
+                bound.close()
+                raise ServerRefused(f"can't listen on {host or '*'} port {address[1]}: {error.strerror}") from None
+        time.sleep(PORT_PAUSE_SECONDS)
 
 
 def address_of(listening: socket.socket) -> str:

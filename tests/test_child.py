@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -156,6 +158,20 @@ def test_process_gives_large_blocks_of_memory_back_unless_its_user_set_otherwise
 
     asyncio.run(run())
     assert log.read_text() == (own or child.MEMORY_SETTINGS[name])
+
+
+def test_process_whose_supervisor_is_gone_says_nothing_of_being_ready() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from restq import child; input(); child.say_ready()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    assert process.communicate(b"\n", timeout=20)[1] == b""
+    assert process.returncode == 0
 
 
 def test_keep_of_a_process_that_stands_still_kills_it_and_starts_another(

@@ -73,6 +73,13 @@ def test_work_runs_each_argument_and_acks_it_with_its_output(cli: Run, realm: Re
     assert realm.status["total_jobs"] == 0
 
 
+def test_work_takes_a_job_that_begins_with_a_dash_for_a_command(cli: Run, realm: Realm) -> None:
+    realm.add("-e", 0)
+    outcome = cli("work --wait=0")
+    assert "not found" in outcome.err
+    assert "exit code 127" in outcome.err
+
+
 def test_work_nacks_what_fails_with_its_exit_code_and_error(cli: Run, realm: Realm) -> None:
     realm.add("echo out; echo why >&2; exit 3", 0)
     realm.add("echo only out; exit 4", 0)

@@ -38,6 +38,7 @@ from restq.shards.actor import Mail
 from restq.shards.changes import MovedRow
 from restq.shards.memory_store import MemoryStore
 from restq.shards.process import ShardProcess
+from restq.shards.store import Room
 
 # -- realms elsewhere ------------------------------------------------------------------------------------------------
 
@@ -651,6 +652,20 @@ def test_move_of_a_realm_with_a_damaged_row_is_refused_and_leaves_nothing_in_the
     assert source.error(asked)["code"] == "row_damaged"
     assert source.ask("get_status", HOME_0)["total_jobs"]
     assert only_rows_of(target, HOME_1)
+
+
+def test_move_to_a_shard_whose_disk_is_full_is_refused_as_that(pair: tuple[Rig, Rig]) -> None:
+    """Not as if it were starting: then clients would ask again and again."""
+    source, target = pair
+    before = seen(source, HOME_0)
+    asked = pin(source, HOME_0, 1)
+    target.shard.set_room(Room.LITTLE)
+    send_over(Line(target), source)
+    source.run()
+    refused = source.error(asked)
+    assert (refused["error"], refused["code"]) == (507, "storage_full")
+    assert "nothing was done" in refused["message"]
+    assert seen(source, HOME_0) == before
 
 
 def test_move_whose_target_goes_away_before_the_end_is_refused(pair: tuple[Rig, Rig]) -> None:

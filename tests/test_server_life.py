@@ -20,6 +20,8 @@ from polling import eventually
 from processes import children, frontend_pids, is_running, run_web, shard_pids
 from wire import Wire, ask, connect, raw_request, received
 
+from restq import supervisor
+
 STOP_SECONDS = 10
 
 
@@ -96,6 +98,14 @@ def test_start_on_port_shared_by_frontends_refuses(start_server: StartServer, tm
     own = start_server(frontends=2)
     said = sentence(run_web(f"127.0.0.1:{own.port}", f"--data-dir={tmp_path / 'data'}", "--frontends=2"))
     assert "in use" in said
+
+
+def test_listen_waits_for_a_port_that_is_free_in_a_moment() -> None:
+    """As where processes of a supervisor that was killed while it started hold it until they notice."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        threading.Timer(0.3, held.close).start()
+        (listening,) = supervisor.listen("127.0.0.1", held.getsockname()[1], 1)
+    listening.close()
 
 
 def test_start_on_an_address_that_is_none_refuses(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from realm_rig import NOW, Rig, finish
+from shard_rig import Rig as ShardRig
 
 from restq.errors import QueueNotFound, TagNotFound
 from restq.shards import operating, sweeps
@@ -39,6 +40,14 @@ def test_redrive_of_a_tag_counts_jobs_and_of_a_queue_places(rig: Rig) -> None:
     sweep = sweeps.redrive(rig.realm, None)
     finish(sweep, 1)
     assert sweep.said == {"redriven": 4}
+
+
+def test_redrive_of_a_realm_that_was_never_written_to_knows_no_queue() -> None:
+    rig = ShardRig()
+    assert rig.ask("redrive", "r") == {"redriven": 0}
+    request = rig.send("redrive", "r", [], {"queue": 99})
+    rig.run()
+    assert rig.error(request)["code"] == "queue_not_found"
 
 
 def test_redrive_of_one_queue_leaves_the_others_dead(rig: Rig) -> None:

@@ -65,14 +65,14 @@ def pull_(
 
     \b
     restq pull --count=2
-    restq pull -0 | xargs -0 -n 1 sh -c
+    restq pull -0 | xargs -0 -n 1 sh -c --
     while arg=$(restq pull --count=1); do eval "$arg" && restq remove arg -- "$arg"; done
 
     \b
     The same with leases, where a failure is told at once:
       while job=$(restq pull --count=1 --wait=20 --lease); do
         lease=${job%% *}
-        if sh -c "${job#* }"; then restq ack "$lease"; else restq nack --exit-code=$? "$lease"; fi
+        if sh -c -- "${job#* }"; then restq ack "$lease"; else restq nack --exit-code=$? "$lease"; fi
       done
     """
     output.check()

@@ -98,7 +98,7 @@ def root() -> None:
     A worker of your own, on as many machines as you like:
       while job=$(restq pull --count=1 --wait=20 --lease); do
         lease=${job%% *}
-        if sh -c "${job#* }"; then restq ack "$lease"; else restq nack --exit-code=$? "$lease"; fi
+        if sh -c -- "${job#* }"; then restq ack "$lease"; else restq nack --exit-code=$? "$lease"; fi
       done
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 nothing found or queue empty,

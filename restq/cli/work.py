@@ -65,7 +65,7 @@ def work_(
         filters["tags"] = [argument_text(tag) for tag in filters["tags"]]
     with open_realm(config) as realm:
         environ = {**os.environ, "RESTQ_CLIENT_URI": config.client.uri, "RESTQ_CLI_REALM": realm.name}
-        worker = Worker(realm, command or ("sh", "-c"), environ, delay, files_anywhere, as_json)
+        worker = Worker(realm, command or ("sh", "-c", "--"), environ, delay, files_anywhere, as_json)
         with worker.ended_by_signals():
             worker.work(wait, {"count": 1, **filters})
     return worker.exit_code

@@ -96,12 +96,14 @@ class AddCheck:
         if not fresh:
             return
         if jobs_max and len(realm.jobs) - len(self._gone) + new_count > jobs_max:
-            raise QueueFull(f"realm {realm.name!r} holds {len(realm.jobs)} jobs and takes no more than {jobs_max}")
+            told = f"realm {realm.name!r} holds {len(realm.jobs)} jobs and takes no more than {jobs_max}"
+            raise QueueFull(f"{told}: this would add {new_count}")
         added = sum(len(job_id) + len(data or b"") for job_id, data in fresh.items())
         freed = [realm.jobs[job_id] for job_id in {*fresh, *self._gone} if job_id in realm.jobs]
         added -= sum(len(job.job_id) + job.data_bytes for job in freed)
         if bytes_max and realm.data_bytes + added > bytes_max:
-            raise QueueFull(f"realm {realm.name!r} holds {realm.data_bytes} bytes and takes no more than {bytes_max}")
+            told = f"realm {realm.name!r} holds {realm.data_bytes} bytes and takes no more than {bytes_max}"
+            raise QueueFull(f"{told}: this would add {added}")
 
 
 def check_add(

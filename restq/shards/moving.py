@@ -22,7 +22,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from restq.errors import RestqError, RowDamaged, ShardStarting
+from restq.errors import RestqError, RowDamaged, ShardStarting, StorageFull
 from restq.pipe import Pipe
 from restq.shards import rows
 from restq.shards.actor import Sender
@@ -278,15 +278,16 @@ class Sending:
             raise MoveOver
         reply = await pipe.call(operation, "", params, b"")
         if reply.status != 200:
-            raise ArrivalRefused(json.loads(reply.body)["message"])
+            said = json.loads(reply.body)
+            raise (StorageFull if said["code"] == StorageFull.code else ArrivalRefused)(said["message"])
         return reply.body
 
 
 async def send(sending: Sending, path: str, shard: int) -> None:
     """Returns once the realm is whole in the other shard.
 
-    Raises why it does not get there, so that it stays: RowDamaged, or ShardStarting where it may be tried again. While
-    the other shard may have it, it is neither here nor there, and there is no end until that shard says.
+    Raises why it does not get there, so that it stays: RowDamaged, StorageFull, or ShardStarting where it may be tried
+    again. While the other shard may have it, it is neither here nor there, and there is no end until that shard says.
     """
     pipe = Pipe(path, shard)
     pipe.open()
@@ -307,8 +308,10 @@ async def send(sending: Sending, path: str, shard: int) -> None:
                 if not sending.may_be_there:  # what came of it goes with the connection
                     if isinstance(error, RowDamaged):
                         raise
-                    told = f"shard {shard} did not take realm {sending.name!r}, which stays where it is; try again"
-                    raise ShardStarting(f"{told}. {why}") from None
+                    stays = f"realm {sending.name!r}, which stays where it is: nothing was done"
+                    if isinstance(error, StorageFull):
+                        raise StorageFull(f"the disk has no room, in shard {shard}, for {stays}") from None
+                    raise ShardStarting(f"shard {shard} did not take {stays}, try again ({why})") from None
             await asyncio.sleep(RETRY_SECONDS)
     finally:
         pipe.close()

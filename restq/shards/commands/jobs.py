@@ -219,7 +219,9 @@ def redrive(realm: Realm, call: Call) -> Outcome:
     wanted = _read_redrive(call.body or NOTHING)
     queue_id = None if wanted.queue is None else names.queue_id(wanted.queue, "queue")
     if wanted.jobs is None:
-        return swept(sweeps.redrive(realm, queue_id)) if realm.exists else Done(encode({"redriven": 0}))
+        if queue_id is None and not realm.exists:
+            return Done(encode({"redriven": 0}))
+        return swept(sweeps.redrive(realm, queue_id))
     bodies.check_count(len(wanted.jobs), "jobs")
     job_ids = [names.job_id(job_id, f"jobs[{index}]") for index, job_id in enumerate(wanted.jobs)]
     return in_slices(
