@@ -297,12 +297,12 @@ class Workload:
         kind, path, *what = call
         if not path.startswith(f"{self._live}/") or path.endswith(".reserve"):
             return SQLITE_OK
+        self._calls_left -= not self._is_dead and (kind == "sync" or self._dies_anywhere)
+        self._is_dead |= self._calls_left == 0
         if self._is_dead:
+            if kind == "create":  # of which we are told once it is there
+                self._disk.follow(kind, os.path.basename(path))
             return {"write": IOERR_WRITE, "truncate": IOERR_TRUNCATE, "delete": IOERR_DELETE}.get(kind, IOERR_FSYNC)
-        self._calls_left -= kind == "sync" or self._dies_anywhere
-        if self._calls_left == 0:
-            self._is_dead = True
-            return IOERR_WRITE
         self.counts["calls"] += 1
         self.counts[kind] += 1
         result = SQLITE_OK
