@@ -691,6 +691,64 @@ def test_move_whose_end_was_not_answered_is_asked_for_until_it_is(pair: tuple[Ri
     assert seen(target, HOME_0) == before
 
 
+@pytest.mark.parametrize("is_started_again", [False, True])
+def test_move_to_a_shard_whose_disk_is_full_is_refused_and_the_realm_served_on(
+    pair: tuple[Rig, Rig], is_started_again: bool
+) -> None:
+    """Also at the last message, and after a start: on a full disk what waits is what would make room."""
+    source, target = pair
+    before = seen(source, HOME_0)
+    asked = pin(source, HOME_0, 1)
+
+    class FullAtTheEnd(Line):
+        async def call(self, operation: str, realm: str, params: list[Any], body: bytes) -> Reply:
+            if operation == "arrive_end":
+                self.target.shard.set_room(Room.SCARCE)
+            return await super().call(operation, realm, params, body)
+
+    if is_started_again:
+        source.start()
+        target.shard.set_room(Room.SCARCE)
+    send_over(FullAtTheEnd(target), source, may_be_there=is_started_again)
+    source.run()
+    target.run()
+    assert is_started_again or source.error(asked)["code"] == "storage_full"
+    assert seen(source, HOME_0) == before
+    assert only_rows_of(target, HOME_1)
+
+
+def test_shard_whose_disk_is_full_says_that_it_has_the_realm(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    before = seen(source, HOME_0)
+    pin(source, HOME_0, 1)
+    send_rows(source, target)
+    source.start()
+    target.shard.set_room(Room.NONE)
+    send_over(Line(target), source, may_be_there=True)
+    source.run()
+    assert source.reply_to("get_status", HOME_0).status == MOVED
+    target.shard.set_room(Room.ENOUGH)
+    assert seen(target, HOME_0) == before
+
+
+def test_arrival_whose_first_commit_finds_the_disk_full_is_refused_then(pair: tuple[Rig, Rig]) -> None:
+    source, target = pair
+    pin(source, HOME_0, 1)
+
+    class Full(Line):
+        async def call(self, operation: str, realm: str, params: list[Any], body: bytes) -> Reply:
+            request_id = self.target.send(operation, realm, params, body)
+            self.target.full_turn(Room.LITTLE)
+            self.target.shard.set_room(Room.LITTLE)
+            self.target.run()
+            return self.target.replies[request_id]
+
+    send_over(Full(target), source)
+    source.run()
+    assert source.ask("get_status", HOME_0)["total_jobs"]
+    assert only_rows_of(target, HOME_1)
+
+
 def test_move_that_began_before_a_start_holds_the_realm_until_the_other_shard_says_whether_it_has_it(
     pair: tuple[Rig, Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

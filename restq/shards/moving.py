@@ -43,7 +43,7 @@ from restq.shards.loader import Loader
 from restq.shards.realm import Realm
 from restq.shards.renumbering import FirstKeys, Renumbering
 from restq.shards.replies import Replies
-from restq.shards.store import StoreFailed
+from restq.shards.store import Room, StoreFailed
 from restq.shards.sweeps import dissolve
 
 CHUNK_COUNT = 500  # jobs sent at once
@@ -117,6 +117,7 @@ class Host(Protocol):
     keys: Keys
     changes: Changes
     replies: Replies
+    room: Room
 
     def find(self, name: str) -> Realm | None: ...
 
@@ -148,13 +149,18 @@ class Arrivals:
         self._arriving: dict[str, Arrival] = {}
 
     def begin(self, params: list[Any], sender: Sender, now: float) -> bytes:
-        """A realm wants to come in: HAVE if it did already, else TAKE, and what came of it before is dropped."""
+        """A realm wants to come in: HAVE if it did already, else TAKE, and what came of it before is dropped.
+
+        Raises StorageFull where it did not, and there is no room for it.
+        """
         row, queues, tags, next_key, blocks = RealmRow(*params[0]), *params[1:5]
         if sender.is_gone:  # it was read too late: nobody would drop what began with it
             raise ArrivalUnknown(f"who sends realm {row.name!r} is gone")
         known = self._host.find(row.name)
         if (self._moves.epoch(row.name) if known is None else known.epoch) > row.epoch:
             return HAVE
+        if self._host.room < Room.ENOUGH:
+            raise StorageFull(f"the disk has no room for realm {row.name!r}: nothing was done")
         if known is not None and is_leaving(known):
             self._moves.arrived(known)
         self._drop(row.name, now)
@@ -279,6 +285,8 @@ class Sending:
         reply = await pipe.call(operation, "", params, b"")
         if reply.status != 200:
             said = json.loads(reply.body)
+            if operation != "arrive_begin" or reply.status == StorageFull.status:
+                self.may_be_there = False  # it says that it is not
             raise (StorageFull if said["code"] == StorageFull.code else ArrivalRefused)(said["message"])
         return reply.body
 

@@ -44,6 +44,7 @@ _NEEDS |= dict.fromkeys(
 )
 # A pull notes its lease, an exchange and a nack what became of others; replies under idempotency keys are kept as well.
 _NEEDS |= dict.fromkeys(("exchange", "lease_peeked", "nack", "pull", "pull_2013", "pull_waiting"), Room.LITTLE)
+_NEEDS["arrive_begin"] = Room.NONE  # it looks by itself, once it knows whether the realm was here before
 
 _TOLD = {
     Room.NONE: "there is no room left on the disk: nothing was done",
