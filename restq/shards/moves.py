@@ -95,6 +95,7 @@ class Moves:
         self._movers.pop(mail.realm, None)
         shard.waking.moved(mail.realm, target)
         shard.tasks.discard(realm)
+        shard.replies.unclaim_of(lambda key: key == realm.key)
         shard.answer(mail, Reply(mail.request_id, 200, NOTHING))
         shard.release(actor)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from restq.errors import IdempotencyKeyReused
@@ -72,6 +72,10 @@ class Replies:
     def unclaim(self, rows: Iterable[tuple[int, int, str]]) -> None:
         """Nobody will ask for these: row keys, each with its realm's key and its idempotency key."""
         self._unclaimed.extend((key, (realm, name)) for key, realm, name in rows)
+
+    def unclaim_of(self, is_gone: Callable[[int], bool]) -> None:
+        """Nor for those of realms of which this says, by their keys, that they are here no more."""
+        self.unclaim((kept.key, *place) for place, found in self._kept.items() if is_gone(place[0]) for kept in found)
 
     def _put(self, place: tuple[int, str], kept: _Kept) -> None:
         self._kept[place] = (*self._kept.get(place, ()), kept)

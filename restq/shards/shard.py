@@ -128,6 +128,8 @@ class Shard:
         self.replies.load(loaded.replies)
         for realm in loader.finish(now):
             self.take_in(realm)
+        asked_for = {0, *(realm.key for realm in self.realms())}  # 0: of requests on several realms
+        self.replies.unclaim_of(lambda key: key not in asked_for)
         known = {row.key for row in loaded.realms}
         keeps = bool(loaded.replies or loaded.result_counts)
         self._chores.load([key for key in loaded.result_counts if key not in known], keeps, now)
