@@ -30,15 +30,15 @@ from shard_rig import (
     send_rows,
 )
 
-from restq.errors import RestqError, RowDamaged, ShardUnavailable
+from restq.errors import RestqError, RowDamaged, ShardUnavailable, StorageFull
 from restq.placement import home
 from restq.protocol import MOVED, Reply
 from restq.shards import moving, replies, rows, tasks
 from restq.shards.actor import Mail
-from restq.shards.changes import MovedRow
+from restq.shards.changes import Changes, MovedRow
 from restq.shards.memory_store import MemoryStore
 from restq.shards.process import ShardProcess
-from restq.shards.store import Room
+from restq.shards.store import Mark, Room
 
 # -- realms elsewhere ------------------------------------------------------------------------------------------------
 
@@ -815,6 +815,57 @@ def test_process_whose_move_finds_no_shard_refuses_it_and_goes_on(
 
     asyncio.run(run())
     assert [sender.replies[number].status for number in range(3)] == [200, 503, 200]
+
+
+@pytest.mark.parametrize("does_more", [False, True])
+def test_process_whose_disk_is_full_while_its_move_finds_no_shard_serves_the_realm_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does_more: bool
+) -> None:
+    """The group that is undone is that which refuses the move, or another's during it."""
+    monkeypatch.setattr(moving, "CONNECT_SECONDS", 0.05)
+    is_served = asyncio.Event()
+
+    class FullOnce(MemoryStore):
+        count = 0
+
+        async def commit(self, changes: Changes, mark: Mark) -> None:
+            self.count += 1
+            if self.count == 2:
+                raise StorageFull("there is no room left on the disk: nothing was done")
+            await super().commit(changes, mark)
+
+    class Asking(Sender):
+        def reply(self, reply: Reply) -> None:
+            super().reply(reply)
+            if reply.request_id == 2:
+                is_served.set()
+
+    sender = Asking()
+    paths = [str(tmp_path / name) for name in "ab"]
+    settings = {"index": 0, "count": 2, "elsewhere": {}, "sockets": paths, "default_lease_time": 600.0}
+    other = next(name for name in ids(50)[21:] if home(name, 2) == 0)
+
+    async def run() -> None:
+        process = ShardProcess(settings, FullOnce())
+        loop = asyncio.ensure_future(process.run())
+
+        def ask(request_id: int, operation: str, realm: str, params: list[Any], body: bytes) -> None:
+            process.shard.receive(Mail(sender, 1.0, request_id, operation, realm, params, body))
+            process.wake()
+
+        ask(0, "add_job", HOME_0, ["x"], b'{"queue_id": 0}')
+        ask(1, "place_realm", HOME_0, [1], b'{"shard": 1}')
+        ask(2, "get_status", HOME_0, [], b"")
+        await asyncio.sleep(0.01)
+        if does_more:
+            ask(3, "add_job", other, ["x"], b'{"queue_id": 0}')
+        async with asyncio.timeout(5):
+            await is_served.wait()
+        process.stop()
+        await loop
+
+    asyncio.run(run())
+    assert [sender.replies[number].status for number in range(3)] == [200, 507, 200]
 
 
 # -- all that a job's life leaves in a realm ---------------------------------------------------------------------------

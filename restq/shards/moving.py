@@ -266,6 +266,7 @@ class Sending:
         tags = [rows.tag_row(realm, limit) for limit in realm.tags.limits.values()]
         begin = [rows.realm_row(realm), queues, tags, self._next_key, source.blocks()]
         if await self._call(pipe, "arrive_begin", begin) == HAVE:
+            self.may_be_there = True
             return
         self.may_be_there = False
         for chunk in _chunks(realm, source.payload):

@@ -144,6 +144,7 @@ class ShardProcess:
         self.shard = Shard(settings["index"], placement, settings["default_lease_time"], store, random.random, bounds)
         self.shard.load(loaded, self._clock.now())
         self._moves: set[asyncio.Task[None]] = set()
+        self._not_there: set[str] = set()  # realms of which the last move is known to have brought nothing that counts
         self._backups: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
         self._stopping = False
@@ -306,7 +307,9 @@ class ShardProcess:
         shard = self.shard
         path = self._settings["sockets"][target]
         realm, is_resumed = shard.moves.held_realm(mail.realm), not mail.arrived_at
-        sending = moving.Sending(realm, shard.keys.next_key, self._store, may_be_there=is_resumed)
+        may_be_there = is_resumed and mail.realm not in self._not_there
+        sending = moving.Sending(realm, shard.keys.next_key, self._store, may_be_there)
+        self._not_there.discard(mail.realm)
         error = None
         try:
             await moving.send(sending, path, target)
@@ -314,6 +317,9 @@ class ShardProcess:
             raise
         except RestqError as refused:
             error = refused.with_traceback(None)
+        finally:
+            if not sending.may_be_there:  # so it is also if this is undone, and the move begun again
+                self._not_there.add(mail.realm)
         if shard.find(mail.realm) is not realm:  # it arrived, and came back meanwhile
             pass
         elif error is not None:
