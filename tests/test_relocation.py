@@ -385,6 +385,21 @@ def test_relocate_of_realm_that_was_on_the_move_ends_the_move(tmp_path: Path, sh
     assert (row.task, row.pinned) == (None, 0)
 
 
+@pytest.mark.parametrize("kind", ["pinned", "pinned, to go home"])
+def test_relocate_of_pinned_realm_that_was_to_move_on_keeps_the_pin_unless_it_was_to_go_home(
+    tmp_path: Path, kind: str
+) -> None:
+    name = next(name for name in NAMES if home(name, 3) == 0)
+    is_to_stay = kind == "pinned"
+    make(tmp_path, {1: [name]}, pinned=is_to_stay, task=Task("move", 2 if is_to_stay else 0, (1,)))
+    expected = flat(contents(tmp_path))
+    for _ in range(2):
+        assert relocate(tmp_path, 3).pinned == ({name: 1} if is_to_stay else {})
+        row = rows_of(tmp_path, is_to_stay)[name]
+        assert (row.task, row.pinned) == (None, is_to_stay)
+    assert flat(contents(tmp_path)) == expected
+
+
 @pytest.mark.parametrize("added", [[], ["new"]])
 def test_relocate_of_realm_deleted_where_it_came_to_before_the_source_knew_does_not_bring_it_back(
     tmp_path: Path, added: list[str]

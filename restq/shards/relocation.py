@@ -105,8 +105,10 @@ class _Relocation:
         pinned: dict[str, int] = {}
         leaving: dict[int, list[tuple[RealmRow, int]]] = {}
         for row, shard in self._settle_copies().values():
-            if row.pinned and not _is_moving(row) and shard < self._count:
+            if _has_pin(row) and shard < self._count:
                 pinned[row.name] = shard
+                if _is_moving(row):
+                    self._unkept[shard].realms[row.key] = row._replace(task=None)
                 continue
             if row.pinned and shard >= self._count:
                 log.warning("realm %r was pinned to shard %d, which is no more: it goes home", row.name, shard)
@@ -229,6 +231,12 @@ def _kind(row: RealmRow) -> str | None:
 def _is_moving(row: RealmRow) -> bool:
     """Whether the realm was on its way to another shard, where it may be by now."""
     return _kind(row) == "move"
+
+
+def _has_pin(row: RealmRow) -> bool:
+    """Whether the realm is pinned to where it is, and did not only come to be pinned by a move that is not over."""
+    task = Task.read(row.task)
+    return bool(row.pinned) and (task is None or task.kind != "move" or any(task.details))
 
 
 def _lasting(row: RealmRow) -> str | None:
