@@ -240,7 +240,13 @@ class _Check:
     # -- L4 ----------------------------------------------------------------------------------------------------------
 
     def _hidden(self, unit: Unit) -> Iterator[str]:
-        pulls = [call for call in self._calls if call.pulls in ("", unit.realm) and (not call.is_ok or call.may_hide)]
+        # With a realm its idempotency keys go: what was repeated may lease once more in the next realm of the name.
+        forgot = any(Scope(unit.realm) in call.removes and not call.is_failed for call in self._calls)
+        pulls = [
+            call
+            for call in self._calls
+            if call.pulls in ("", unit.realm) and (not call.is_ok or call.may_hide or (forgot and call.was_repeated))
+        ]
         found = sorted(self._deliveries.get(unit, ()), key=lambda delivery: delivery.granted_at)
         for index, delivery in enumerate(found):
             known = index + sum(call.began < delivery.granted_at for call in pulls)

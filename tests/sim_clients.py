@@ -121,7 +121,7 @@ class Client:
             elif meaning == REFUSED:
                 is_stale = answer is not None and answer.json["code"] == "lease_stale"
                 # Else an earlier request may be done yet, or was in some realms.
-                if not call.was_repeated or (is_stale and len(self._realms(call)) < 2):
+                if not call.was_repeated or (is_stale and len(self._realms(call)) < 2 and not self._lost_its_key(call)):
                     call.failed(self.world.now(), list(call.ends) if is_stale else [])
                 return None
             await asyncio.sleep(self._chance.random() * 0.5)
@@ -141,6 +141,12 @@ class Client:
         if answer.status < 500:
             return REFUSED
         return AGAIN if "nothing was" in message else UNKNOWN
+
+    def _lost_its_key(self, call: Call) -> bool:
+        """Whether a realm of its leases may have been deleted, and with it what says that it was done before."""
+        realms = {lease.split(": ")[0] for lease in call.ends}
+        others = (other for other in self.checker.calls if not other.is_failed)
+        return any(Scope(realm) in other.removes for other in others for realm in realms)
 
     @staticmethod
     def _realms(call: Call) -> set[str]:

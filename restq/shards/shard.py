@@ -123,6 +123,9 @@ class Shard:
         self._agenda = Agenda()
         self.tasks.forget()
         self.moves.load(loaded.moved)
+        known = {row.key for row in loaded.realms}
+        keeps = bool(loaded.replies or loaded.result_counts)
+        self._chores.load([key for key in loaded.result_counts if key not in known], keeps, now)
         loader = self.new_loader()
         loader.add_all(loaded)
         self.replies.load(loaded.replies)
@@ -130,9 +133,6 @@ class Shard:
             self.take_in(realm)
         asked_for = {0, *(realm.key for realm in self.realms())}  # 0: of requests on several realms
         self.replies.unclaim_of(lambda key: key not in asked_for)
-        known = {row.key for row in loaded.realms}
-        keeps = bool(loaded.replies or loaded.result_counts)
-        self._chores.load([key for key in loaded.result_counts if key not in known], keeps, now)
         for waiting in mail:
             self.receive(waiting)
 
@@ -329,8 +329,6 @@ class Shard:
         Not while the disk is full: what could not be kept is given to nobody. Once there is room, this is made up for.
         """
         realm = actor.realm
-        if realm is not None and realm.result_count:
-            self._chores.keeps(realm)
         if not self.full:
             self.waking.happened(actor.name, realm, self._now)
         if realm is not None:
@@ -355,6 +353,8 @@ class Shard:
         """After an operation or a task: a realm may have come to be, or be gone."""
         if not realm.exists and actor.realm is realm:
             self._chores.orphan(realm.key, self._now)
+        elif realm.result_count:
+            self._chores.keeps(realm)
         actor.realm = realm if realm.exists else None
         self.bounds.count(realm)
         self.mailboxes.forget(actor)

@@ -98,7 +98,8 @@ class SqliteStore:
             raise StoreRefused(
                 f"{self.path} is of format {found}, made by a newer restq; this one knows up to {FORMAT}"
             )
-        if (mode := execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
+        (mode,) = execute("PRAGMA journal_mode = WAL").fetchone() or ("nothing",)  # as where the disk fails
+        if mode != "wal":
             raise StoreRefused(f"{self.path} can't be opened: SQLite makes no log for it, but keeps to {mode!r}")
         execute("PRAGMA synchronous = FULL")
         execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES_MAX}")
