@@ -89,7 +89,7 @@ def _have_whatever_the_epoch(arrivals: Any, params: list[Any], sender: Any, now:
 def _take_whatever_the_epoch(arrivals: Any, params: list[Any], sender: Any, now: float) -> bytes:
     with (
         mock.patch.object(arrivals._host, "find", return_value=None),
-        mock.patch.object(arrivals._moves, "epoch", return_value=0),
+        mock.patch.object(arrivals._books, "epoch", return_value=0),
     ):
         return _begin(arrivals, params, sender, now)
 
@@ -238,7 +238,7 @@ FAULTS: dict[str, Plant] = {
     "the source serves after a start": _instead(Moves, "resume", _serve_after_start),
     "epochs are not compared: HAVE": _instead_of("arrive_begin", _have_whatever_the_epoch),
     "epochs are not compared: TAKE": _instead_of("arrive_begin", _take_whatever_the_epoch),
-    "a realm that comes back stands beside its stale self": _instead(Moves, "arrived", lambda moves, realm: None),
+    "a realm that comes back stands beside its stale self": _instead(Moves, "came_back", lambda moves, realm: None),
     "the epoch is not raised": _instead(Moves, "arrive", _arrive_with_epoch_of_source),
     "an earlier arrival stays": _instead_of("arrive_begin", _keep_the_earlier),
     "an arrival belongs to no connection": _belong_to_nobody,

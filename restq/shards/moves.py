@@ -45,7 +45,7 @@ class Moves:
         return self._movers.values()
 
     def load(self, moved: Iterable[MovedRow]) -> None:
-        """Memory is what the store says, which knows of the moves that began."""
+        """Be what the store says. The moves that began are asked for again by `resume`, one by one."""
         placement = self._shard.placement
         placement.forget()
         self._epochs.clear()
@@ -99,7 +99,7 @@ class Moves:
         shard.answer(mail, Reply(mail.request_id, 200, NOTHING))
         shard.release(actor)
 
-    def arrived(self, realm: Realm) -> None:
+    def came_back(self, realm: Realm) -> None:
         """A realm on its way out comes back: so it was whole where it went, though the answer is still to come."""
         assert realm.task is not None, "it is on its way out"
         self.asked = [(mail, target) for mail, target in self.asked if mail.realm != realm.name]
@@ -126,7 +126,10 @@ class Moves:
         self._shard.pass_time(self._shard.mailboxes.actor(realm.name))
 
     def epoch(self, name: str) -> int:
-        """That of a realm of this name which comes to be here: what is left of it elsewhere must not count."""
+        """The epoch of the last realm of this name that came here or went from here, 0 if none ever did.
+
+        One that is made anew goes on from it: what is left elsewhere of an earlier one must not count.
+        """
         return self._epochs.get(name, 0)
 
     def note(self, name: str, shard: int, epoch: int) -> None:

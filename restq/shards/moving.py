@@ -124,25 +124,25 @@ class Host(Protocol):
     def new_loader(self) -> Loader: ...
 
 
-class Moves(Protocol):
-    """What the target's books say of moves."""
+class Books(Protocol):
+    """What the target asks of its shard's books: see `moves.Moves`."""
 
     def epoch(self, name: str) -> int:
-        """That of the last realm of this name which came here or went from here, also if it is gone."""
+        """The epoch of the last realm of this name that came here or went from here, 0 if none ever did."""
 
     def arrive(self, realm: Realm) -> None:
         """A realm that came from another shard counts from now on."""
 
-    def arrived(self, realm: Realm) -> None:
-        """A realm on its way out is whole where it was going."""
+    def came_back(self, realm: Realm) -> None:
+        """A realm on its way out comes back: so it was whole where it went."""
 
 
 class Arrivals:
     """The target's side: realms on their way in. Its methods are operations: they note changes and return the reply."""
 
-    def __init__(self, host: Host, discard: Callable[[Realm], None], moves: Moves) -> None:
+    def __init__(self, host: Host, discard: Callable[[Realm], None], books: Books) -> None:
         self._host = host
-        self._moves = moves
+        self._books = books
         self._discard = discard
         self._keys = host.keys
         self._changes = host.changes
@@ -157,12 +157,12 @@ class Arrivals:
         if sender.is_gone:  # it was read too late: nobody would drop what began with it
             raise ArrivalUnknown(f"who sends realm {row.name!r} is gone")
         known = self._host.find(row.name)
-        if (self._moves.epoch(row.name) if known is None else known.epoch) > row.epoch:
+        if (self._books.epoch(row.name) if known is None else known.epoch) > row.epoch:
             return HAVE
         if self._host.room < Room.ENOUGH:
             raise StorageFull(f"the disk has no room for realm {row.name!r}: nothing was done")
         if known is not None and is_leaving(known):
-            self._moves.arrived(known)
+            self._books.came_back(known)
         self._drop(row.name, now)
         new_keys = Renumbering(blocks, next_key, self._keys.next_key)
         self._keys.next_key = new_keys.next_key
@@ -211,7 +211,7 @@ class Arrivals:
         _, loader, realm, *_ = self._arrival(params[0], sender)
         del self._arriving[params[0]]
         loader.finish(now)
-        self._moves.arrive(realm)
+        self._books.arrive(realm)
         return HAVE
 
     def gone(self, sender: Sender, now: float) -> None:
