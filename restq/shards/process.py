@@ -144,14 +144,14 @@ class ShardProcess:
         self.shard = Shard(settings["index"], placement, settings["default_lease_time"], store, random.random, bounds)
         self.shard.load(loaded, self._clock.now())
         self._moves: set[asyncio.Task[None]] = set()
-        self._not_there: set[str] = set()  # realms of which the last move is known to have brought nothing that counts
+        self._not_there: set[str] = set()  # realms of which the other shard is known to have nothing that counts
         self._backups: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
         self._stopping = False
         self._failure: BaseException | None = None  # of a move: only a new start helps
         self._memory_seen = -MEMORY_STEP_BYTES  # what the jobs held when somebody looked how much memory is left
         self._memory_at = 0.0
-        self._look_at = -math.inf  # for room on the disk
+        self._room_at = -math.inf  # the next look for room on the disk
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -174,8 +174,8 @@ class ShardProcess:
         shard = self.shard
         while True:
             now = self._clock.now()
-            if now >= self._look_at:
-                self._look(now)
+            if now >= self._room_at:
+                self._look_for_room(now)
             if self._failure is not None:
                 raise self._failure
             if self._stopping and not shard.mailboxes and not shard.outbox:
@@ -185,7 +185,7 @@ class ShardProcess:
                 await asyncio.sleep(0)  # read what arrived meanwhile
                 continue
             self._start_moves()
-            await self._sleep(min(shard.next_deadline(), self._look_at))
+            await self._sleep(min(shard.next_deadline(), self._room_at))
 
     async def _sleep(self, until: float) -> None:
         """Until something arrives, or until an instant of the shard's clock."""
@@ -249,14 +249,14 @@ class ShardProcess:
         started_at = time.monotonic()
         shard.load(self._store.load(), self._clock.now())
         seconds = 10.0 * (time.monotonic() - started_at)
-        self._look_at = self._clock.now() + min(FULL_SECONDS_MAX, max(FULL_SECONDS, seconds))
+        self._room_at = self._clock.now() + min(FULL_SECONDS_MAX, max(FULL_SECONDS, seconds))
         return refused
 
-    def _look(self, now: float) -> None:
+    def _look_for_room(self, now: float) -> None:
         """See what there is room for on the disk, and again by and by until there is enough."""
         before = self.shard.room
         self.shard.set_room(self._store.room())
-        self._look_at = now + FULL_SECONDS if self.shard.room < Room.ENOUGH else math.inf
+        self._room_at = now + FULL_SECONDS if self.shard.room < Room.ENOUGH else math.inf
         if before < Room.ENOUGH == self.shard.room:
             log.warning("shard %d: there is room on the disk again", self.shard.index)
 
@@ -306,7 +306,8 @@ class ShardProcess:
     async def _move(self, mail: Mail, target: int) -> None:
         shard = self.shard
         path = self._settings["sockets"][target]
-        realm, is_resumed = shard.moves.held_realm(mail.realm), not mail.arrived_at
+        realm = shard.moves.held_realm(mail.realm)
+        is_resumed = not mail.arrived_at  # the shard asked itself
         may_be_there = is_resumed and mail.realm not in self._not_there
         sending = moving.Sending(realm, shard.keys.next_key, self._store, may_be_there)
         self._not_there.discard(mail.realm)
@@ -316,9 +317,9 @@ class ShardProcess:
         except StoreFailed:
             raise
         except RestqError as refused:
-            error = refused.with_traceback(None)
+            error = refused.with_traceback(None)  # whose frames hold the error: a cycle, and no collector runs
         finally:
-            if not sending.may_be_there:  # so it is also if this is undone, and the move begun again
+            if not sending.may_be_there:  # also where a full disk ends this task, and the move is begun again
                 self._not_there.add(mail.realm)
         if shard.find(mail.realm) is not realm:  # it arrived, and came back meanwhile
             pass
