@@ -33,13 +33,13 @@ def test_redrive_of_a_tag_counts_jobs_and_of_a_queue_places(rig: Rig) -> None:
     kill(rig, 0, 1)
     sweep = sweeps.of_tag(rig.realm, "redrive_tagged_jobs", "t")
     finish(sweep, 1)
-    assert sweep.said == {"redriven": 2}
+    assert sweep.reply == {"redriven": 2}
     assert rig.rows("failures") == {}
     for _ in range(4):
         rig.nack(rig.leased())
     sweep = sweeps.redrive(rig.realm, None)
     finish(sweep, 1)
-    assert sweep.said == {"redriven": 4}
+    assert sweep.reply == {"redriven": 4}
 
 
 def test_redrive_of_a_realm_that_was_never_written_to_knows_no_queue() -> None:
@@ -64,7 +64,7 @@ def test_move_of_a_tag_leaves_leased_jobs_where_they_are_and_delayed_ones_delaye
     rig.add("d", 0)
     sweep = sweeps.of_tag(rig.realm, "move_tagged_jobs", "t", (0, 1))
     finish(sweep, 1)
-    assert sweep.said == {"moved": 2, "leased": 1}
+    assert sweep.reply == {"moved": 2, "leased": 1}
     assert [rig.state("a", 0), rig.state("b", 1), rig.state("c", 1), rig.state("d", 0)] == [
         *("leased", "ready", "delayed", "ready"),
     ]
@@ -75,7 +75,7 @@ def test_move_of_a_tag_to_its_own_queue_moves_none(rig: Rig) -> None:
     rig.add_all("ab", 0, ["t"])
     sweep = sweeps.of_tag(rig.realm, "move_tagged_jobs", "t", (0, 0))
     finish(sweep)
-    assert (sweep.said, rig.pulled()) == ({"moved": 0, "leased": 0}, ["a", "b"])
+    assert (sweep.reply, rig.pulled()) == ({"moved": 0, "leased": 0}, ["a", "b"])
 
 
 def test_cancel_of_a_tag_counts_what_is_gone_and_what_is_leased(rig: Rig) -> None:
@@ -84,7 +84,7 @@ def test_cancel_of_a_tag_counts_what_is_gone_and_what_is_leased(rig: Rig) -> Non
     lease = rig.leased()
     sweep = sweeps.of_tag(rig.realm, "cancel_tagged_jobs", "t")
     finish(sweep, 1)
-    assert sweep.said == {"removed": 2, "leased": 1}
+    assert sweep.reply == {"removed": 2, "leased": 1}
     assert rig.extend(lease)["cancelled"] == [lease]
     assert rig.pulled() == ["d"]
 

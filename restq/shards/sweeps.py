@@ -23,7 +23,7 @@ UNDO_PULL = "undo_pull"
 
 
 class Sweep:
-    """One sweep under way. `counts` says how many jobs it did what to, `said` what of that is replied."""
+    """One sweep under way. `counts` says how many jobs it did what to, `reply` which of these are told."""
 
     def __init__(self, realm: Realm, task: Task) -> None:
         self._realm = realm
@@ -52,9 +52,9 @@ class Sweep:
         return done
 
     @property
-    def said(self) -> dict[str, int]:
-        """The reply; where it began before a start, of what was left to do."""
-        return {name: self.counts[name] for name in _SAID.get(self._task.kind, ())}
+    def reply(self) -> dict[str, int]:
+        """The counts that the request is answered with; where it began before a start, only of what was left to do."""
+        return {name: self.counts[name] for name in _REPLIED.get(self._task.kind, ())}
 
     def _queues(self) -> Iterable[Queue]:
         queues = self._realm.queues
@@ -139,7 +139,7 @@ _EACH_CARRIER: dict[str, Callable[[Sweep, Job], None]] = {
     "redrive_tagged_jobs": Sweep._redrive_job,
     "remove_tagged_jobs": Sweep._remove,
 }
-_SAID = {
+_REPLIED = {
     "cancel_tagged_jobs": ("removed", "leased"),
     "clear_queue": ("removed",),
     "move_tagged_jobs": ("moved", "leased"),

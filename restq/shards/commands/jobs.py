@@ -268,4 +268,4 @@ def move_tagged_jobs(realm: Realm, call: Call) -> Work:
 
 def swept(sweep: sweeps.Sweep) -> Work:
     """The sweep, and its reply."""
-    return Work(sweep, lambda: Done(encode(sweep.said)))
+    return Work(sweep, lambda: Done(encode(sweep.reply)))
