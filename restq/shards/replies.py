@@ -70,11 +70,14 @@ class Replies:
         self._put((realm, name), _Kept(key, digest, until, size))
 
     def unclaim(self, rows: Iterable[tuple[int, int, str]]) -> None:
-        """Nobody will ask for these: row keys, each with its realm's key and its idempotency key."""
+        """Have the sweep forget these first, as nobody will ask for them: row keys, realms' keys, idempotency keys."""
         self._unclaimed.extend((key, (realm, name)) for key, realm, name in rows)
 
     def unclaim_of(self, is_gone: Callable[[int], bool]) -> None:
-        """Nor for those of realms of which this says, by their keys, that they are here no more."""
+        """Have the sweep forget first what is kept for realms that are gone, which `is_gone` says of a realm's key.
+
+        It looks at all replies that are kept.
+        """
         self.unclaim((kept.key, *place) for place, found in self._kept.items() if is_gone(place[0]) for kept in found)
 
     def _put(self, place: tuple[int, str], kept: _Kept) -> None:
@@ -145,9 +148,7 @@ class Replies:
 
     def is_due(self, now: float) -> bool:
         """Whether a sweep would find something."""
-        return bool(self._unclaimed or self._by_until) and (
-            bool(self._unclaimed)
-            or self._by_until[0][0] <= now
-            or self._count > KEPT_COUNT_MAX
-            or self._bytes > KEPT_BYTES_MAX
-        )
+        if not self._by_until:
+            return bool(self._unclaimed)
+        is_too_much = self._count > KEPT_COUNT_MAX or self._bytes > KEPT_BYTES_MAX
+        return bool(self._unclaimed) or is_too_much or self._by_until[0][0] <= now
