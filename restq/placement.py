@@ -28,8 +28,8 @@ class Placement:
 
     def __init__(self, shard_count: int, elsewhere: Mapping[str, int] | None = None) -> None:
         self.shard_count = shard_count
-        self._said = dict(elsewhere or {})
-        self._elsewhere = dict(self._said)
+        self._elsewhere_first = dict(elsewhere or {})
+        self._elsewhere = dict(self._elsewhere_first)
         self._homes: dict[str, int] = {}
 
     def shard_of(self, realm: str) -> int:
@@ -45,8 +45,8 @@ class Placement:
         return found
 
     def forget(self) -> None:
-        """Know what was said at first, and nothing that was learned since."""
-        self._elsewhere = dict(self._said)
+        """Know what stood elsewhere when this was made, and nothing that was learned since."""
+        self._elsewhere = dict(self._elsewhere_first)
 
     def learn(self, realm: str, shard: int) -> None:
         """The realm lives in this shard from now on."""
