@@ -252,6 +252,7 @@ class Sending:
     """The source's side: one realm on its way out, which must be held meanwhile."""
 
     def __init__(self, realm: Realm, next_key: int, source: Source, may_be_there: bool = False) -> None:
+        """`next_key`: no key of the realm is at or above it. `may_be_there`: see below."""
         self.name = realm.name
         self._realm = realm
         self._next_key = next_key
@@ -260,7 +261,12 @@ class Sending:
         self.may_be_there = may_be_there
 
     async def attempt(self, pipe: Pipe) -> None:
-        """Send all of it, unless it is there."""
+        """Send all of it, unless it is there.
+
+        Raises StorageFull where the target has no room for it, ArrivalRefused where it says no for another reason,
+        ShardStarting, ShardUnavailable or Overloaded where it does not answer, RowDamaged and StoreFailed as the source
+        does, and MoveOver.
+        """
         realm, source = self._realm, self._source
         queues = [rows.queue_row(realm, queue) for queue in realm.queues.values()]
         tags = [rows.tag_row(realm, limit) for limit in realm.tags.limits.values()]
@@ -296,7 +302,8 @@ async def send(sending: Sending, path: str, shard: int) -> None:
     """Returns once the realm is whole in the other shard.
 
     Raises why it does not get there, so that it stays: RowDamaged, StorageFull, or ShardStarting where it may be tried
-    again. While the other shard may have it, it is neither here nor there, and there is no end until that shard says.
+    again. While the other shard may have the realm, this asks it every `RETRY_SECONDS` until it says, without an end.
+    Raises StoreFailed where the source can't go on. `path` is the socket of the shard.
     """
     pipe = Pipe(path, shard)
     pipe.open()
@@ -317,13 +324,17 @@ async def send(sending: Sending, path: str, shard: int) -> None:
                 if not sending.may_be_there:  # what came of it goes with the connection
                     if isinstance(error, RowDamaged):
                         raise
-                    stays = f"realm {sending.name!r}, which stays where it is: nothing was done"
-                    if isinstance(error, StorageFull):
-                        raise StorageFull(f"the disk has no room, in shard {shard}, for {stays}") from None
-                    raise ShardStarting(f"shard {shard} did not take {stays}, try again ({why})") from None
+                    raise _refusal(sending.name, shard, error, why) from None
             await asyncio.sleep(RETRY_SECONDS)
     finally:
         pipe.close()
+
+
+def _refusal(name: str, shard: int, error: Exception, why: str) -> RestqError:
+    stays = f"realm {name!r}, which stays where it is: nothing was done"
+    if isinstance(error, StorageFull):
+        return StorageFull(f"the disk has no room, in shard {shard}, for {stays}")
+    return ShardStarting(f"shard {shard} did not take {stays}, try again ({why})")
 
 
 def _chunks(realm: Realm, payload: Callable[[int], bytes]) -> Iterator[list[Any]]:
