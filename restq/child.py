@@ -26,8 +26,8 @@ HEALTHY_SECONDS = 10.0  # a process that ran so long starts again without delay
 ASK_SECONDS = 1.0  # between two times a process is asked whether it is alive
 STUCK_COUNT = 20  # so many such times in a row without an answer, and it is killed
 
-# glibc hands freed memory back to the system where a block was large, but counts only blocks as large that are larger
-# than any that was freed before: with bodies of many MiB it keeps as much again, in each process. What is set stays so.
+# In bytes. By itself glibc raises both thresholds to the largest block that was freed so far, so that after bodies of
+# many MiB it keeps freed blocks of that size, in each process, and gives none back. What is set it leaves alone.
 MEMORY_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(2 << 20)}
 
 EXIT_FAILED = 1
