@@ -69,7 +69,7 @@ class MemoryStore:
         return None if row is None else row.body
 
     def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> tuple[list[Kept], int | None]:
-        """The realm's rows of a table of `KEPT` among the next `limit` whose keys are above `after_key`."""
+        """See `Store.rows_of`; rows are counted here, and not their bytes."""
         rows = [row for row in self._sorted(table) if row.key > after_key]
         found = [row for row in rows[:limit] if row.realm == realm_key]
         return found, rows[limit - 1].key if len(rows) > limit else None

@@ -277,13 +277,13 @@ class SqliteStore:
 
     def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> tuple[list[Kept], int | None]:
         """See `Store.rows_of`."""
-        which, values = "WHERE key > ? ORDER BY key", (after_key,)
+        which, values = "WHERE key > ? ORDER BY key", [after_key]
         if table == "results":  # by its index, which was compared with the rows at the start
-            which, values = f"WHERE realm = {realm_key:d} AND key > ? ORDER BY key", (after_key,)
+            which, values = "WHERE realm = ? AND key > ? ORDER BY key", [realm_key, after_key]
         found: list[Kept] = []
         last, size = after_key, 0
         with self._serving():
-            for count, row in enumerate(self._rows.of(table, which, values)):
+            for count, row in enumerate(self._rows.of(table, which, tuple(values))):
                 if count >= limit or size >= LOOK_BYTES_MAX:
                     return found, last
                 last = row[0]

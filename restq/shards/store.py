@@ -27,7 +27,6 @@ KEPT: dict[str, type[FailureRow] | type[ReplyRow] | type[ResultRow] | type[TagRo
     "tags": TagRow,
 }
 
-
 LOOK_BYTES_MAX = 4 << 20  # beside one more row: see `Store.rows_of`
 
 
@@ -120,8 +119,8 @@ class Store(Protocol):
     def rows_of(self, table: str, realm_key: int, after_key: int, limit: int) -> tuple[list[Kept], int | None]:
         """The realm's rows of a table of `KEPT` among the next whose keys are above `after_key`, in their order.
 
-        It looks at up to `limit` rows, whosever they are, and at fewer once they are `LOOK_BYTES_MAX`. Then comes the
-        key after which to go on, or None where that was all.
+        It looks at up to `limit` rows, of whichever realms, and at no more once these have `LOOK_BYTES_MAX` bytes. The
+        second value is the key after which to go on, or None where that was all.
         """
 
     def blocks(self) -> list[int]:
