@@ -17,8 +17,11 @@ def lease_ran_out(realm: Realm, place: Place) -> None:
     _wear(realm, place)
 
 
-def settle(realm: Realm, lapsed: list[Place], count: int) -> int:
-    """See to up to `count` of these places, whose leases ran out before a start; returns how many these were."""
+def settle_lapsed(realm: Realm, lapsed: list[Place], count: int) -> int:
+    """Have up to `count` of these places, whose leases ran out before a start, die or go if that was once too often.
+
+    Returns how many it took from the list. No event tells that the leases ran out: that was before the start.
+    """
     count = min(count, len(lapsed))
     for _ in range(count):
         place = lapsed.pop()

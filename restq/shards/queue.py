@@ -123,7 +123,7 @@ class Queue:
         self.counts = [0, 0, 0, 0]  # by state
         self.due_at = math.inf  # it is on the agenda for then
         self.waiting = _new_heap()
-        self.lapsed: list[Place] = []  # queued; their leases ran out before a start, perhaps once too often
+        self.lapsed: list[Place] = []  # queued; leases ran out before a start: for `endings.settle_lapsed`
         self.dead: dict[int, Place] = {}
         self.plain = Lane(self, ())
         self.lanes: dict[tuple[Gate, ...], Lane] = {(): self.plain}

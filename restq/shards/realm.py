@@ -143,7 +143,7 @@ class Realm:
             limits.refresh(self, thing)
             return 1
         assert isinstance(thing, Queue), "the agenda holds queues and limits"
-        done = endings.settle(self, thing.lapsed, count)
+        done = endings.settle_lapsed(self, thing.lapsed, count)
         while done < count and (place := thing.waiting.peek()) is not None and place.at <= self.clock:
             thing.waiting.pop()
             state = LEASED if place.history.lease else DELAYED

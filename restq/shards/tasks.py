@@ -44,16 +44,20 @@ class Passing:
 
 
 class GoingOn:
-    """What goes on after a start, to which no time passes: only that leases ran out by the start is seen to first."""
+    """What goes on after a start, as if no time had passed; but leases that ran out by the start are seen to first.
+
+    Time would take jobs away between two slices of a bulk add, and a later slice make them anew, without what the first
+    said of them.
+    """
 
     def __init__(self, realm: Realm, steps: Steps) -> None:
         self._realm = realm
         self._steps = steps
 
     def step(self, count: int) -> bool:
-        """Do up to `count` of the one or the other; True once that is all."""
+        """Settle up to `count` leases of one queue, or do up to `count` of the steps; True once all is done."""
         for queue in self._realm.queues.values():
-            if endings.settle(self._realm, queue.lapsed, count):
+            if endings.settle_lapsed(self._realm, queue.lapsed, count):
                 return False
         return self._steps.step(count)
 
@@ -117,7 +121,7 @@ class Tasks:
                 self.begin(actor, Work(Passing(actor.realm, now), lambda: Done(NOTHING)), None)
 
     def put_off(self, mail: Mail) -> bool:
-        """Have a request served once a task of its realm is done; False if none is under way."""
+        """Put a request into its mailbox to be served after the task of its realm; False if none is under way."""
         actor = self._shard.mailboxes.actors.get(mail.realm)
         if actor is None or actor.work is None:
             return False
