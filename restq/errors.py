@@ -122,7 +122,7 @@ class TagNotFound(RestqError, KeyError):
 
 
 class RealmNotFound(RestqError, KeyError):
-    """Nothing was ever written to the realm."""
+    """Nothing was written to the realm, or it was deleted since."""
 
     code = "realm_not_found"
     status = 404
@@ -231,7 +231,7 @@ class IdempotencyKeyReused(RestqError, ValueError):
 
 
 class QueueFull(RestqError, ConnectionError):
-    """The realm, or its shard, holds as much as its limits allow. Nothing was done; try again after `Retry-After`."""
+    """The limits of the realm or of its shard leave no room for it. Nothing was done; try again after `Retry-After`."""
 
     code = "queue_full"
     status = 429
@@ -256,7 +256,7 @@ class ShardUnavailable(RestqError, ConnectionError):
 
 
 class ShardStarting(ShardUnavailable):
-    """The realm's shard is starting again. Nothing was done; try again after `Retry-After`."""
+    """The realm's shard, or the one it is to move to, does not run now. Nothing was done; try again."""
 
     code = "shard_starting"
 
