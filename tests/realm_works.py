@@ -186,7 +186,7 @@ def sweep_error(model: Model, request: Request) -> type[RestqError] | None:
         queue = request.params[0]
     elif request.operation == "move_tagged_jobs":
         queue = request.said["from_queue"]
-    elif request.operation == "redrive" and model.exists:
+    elif request.operation == "redrive":
         queue = request.said.get("queue")
     if queue is not None and queue not in model.lease_times:
         return QueueNotFound

@@ -31,7 +31,7 @@ _add_reply = Replies.add
 
 
 def _instead(where: Any, name: str, fault: Any) -> Plant:
-    return lambda: mock.patch.object(where, name, fault, create=True)
+    return lambda: mock.patch.object(where, name, fault)
 
 
 def _instead_of(operation: str, fault: Callable[[Any, list[Any], Any, float], bytes]) -> Plant:
