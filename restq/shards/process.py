@@ -229,10 +229,9 @@ class ShardProcess:
         self._start_moves()
 
     async def _send(self, outbox: list[tuple[Mail, Reply]]) -> None:
-        senders = set()
+        senders = dict.fromkeys(mail.sender for mail, _ in outbox)  # in order: a simulation is to be the same each time
         for mail, reply in outbox:
             mail.sender.reply(reply)
-            senders.add(mail.sender)
         for sender in senders:
             sender.flush()
         for sender in senders:
