@@ -594,8 +594,11 @@ def test_send_body_at_the_limit_is_taken(small: Server, realm_name: str) -> None
     assert ask(small, "GET", f"/{realm_name}/status").ok()["total_jobs"] == 1
 
 
-def test_send_body_that_the_memory_is_too_little_for_is_413(start_server: StartServer, realm_name: str) -> None:
+def test_send_body_that_the_memory_is_too_little_for_is_413(
+    start_server: StartServer, realm_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each process may have 128 MiB, so a body 4 MiB, though 32 are configured: it stands there some times over."""
+    monkeypatch.delenv("RESTQ_WEBAPP_BODY_BYTES_MAX", raising=False)
     limits = ["sh", "-c", 'ulimit -d 131072 && exec "$0" "$@"', sys.executable, "-m", "restq"]
     little = start_server(program=limits)
     answer = ask(little, "PUT", f"/{realm_name}/job/j", add_of_size((4 << 20) + 1))
