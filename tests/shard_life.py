@@ -236,9 +236,9 @@ class ShardLife:
         if name not in REALMS:
             self._answers[mail.request_id] = self._answer_several(request)
             return
+        self._conclude(name)
         was_touched = name in self._touched
         self._touched.add(name)
-        self._conclude(name)
         if was_touched and isinstance(outcome, Work):
             self._books[name].trim()  # at the end of the turn, for what came before: nobody sees it sooner
         if request.refused is not InternalError:  # else the realm is not even asked
