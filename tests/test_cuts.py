@@ -194,9 +194,12 @@ def test_cut_request_sent_again_under_its_key_is_done_once(
     for cuts in plans:
         pair = Pair(server)
         way.plan(*cuts)
-        answer, again = sent_until_answered(way.port, written(pair.asked(operation), uuid.uuid4().hex))
+        request = written(pair.asked(operation), uuid.uuid4().hex)
+        answer, again = sent_until_answered(way.port, request)
         assert (pair.leveled(answer), pair.state()) == expected, f"RESTQ_SEED={SEED}: {cuts}"
-        if all(cut.way == REQUEST or cut.at < lengths[REPLY] - LENGTHS_DIFFER for cut in cuts):
+        # names of realms and leases have not always as many digits: a cut may come after the end
+        ends = {REQUEST: len(request), REPLY: lengths[REPLY] - LENGTHS_DIFFER - 1}
+        if all(cut.at <= ends[cut.way] for cut in cuts):
             assert (again, way.cuts_left) == (len(cuts), 0), f"RESTQ_SEED={SEED}: {cuts}"
     record_property("cuts", sum(map(len, plans)))
     print(f"{operation}: {sum(map(len, plans))} cuts")
