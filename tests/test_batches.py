@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
+from realm_looks import leased_places
 from shard_rig import HOME_0, NOW, A, B, Rig, Sender, ids, only_rows_of
 
 from restq.placement import home
@@ -127,7 +128,7 @@ def seen(rig: Rig) -> Any:
         "tags": rig.ask("get_tags", A, [None, "100", None]),
         "status": rig.ask("get_status", A),
         "next": rig.ask("peek", "", [1_000, None, [A], None, None]),
-        "leases": sorted(realm.leases) if realm is not None else [],
+        "leases": [place.key for place in leased_places(realm)] if realm is not None else [],
     }
     rows = {table: len(found) for table, found in rig.store._tables.items()}
     return shown, rows

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from realm_looks import leased_places
 from shard_rig import HOME_0, Rig, move, send_rows
 from store_life import all_rows_of
 
@@ -111,7 +112,7 @@ def seen(realm: Realm, store: SqliteStore) -> Any:
         row._replace(key=row.key - realm.key, realm=0) for table in KEPT for row in all_rows_of(store, table, realm.key)
     ]
     assert len(kept) == len(KEPT)
-    proofs = sorted(finishing.lease_id(realm, job.place_of(key)) for key, job in realm.leases.items())
+    proofs = sorted(finishing.lease_id(realm, place) for place in leased_places(realm))
     assert len(proofs) == 3
     return realm.default_lease_time, list(realm.queues), proofs, places, list(jobs.items()), kept
 

@@ -130,7 +130,7 @@ def _any_lease_of_the_place_counts(leased_place: Any) -> Any:
         place = leased_place(realm, proof)
         if place is None and proof.count("-") == 2 and proof.split("-")[1].isascii():
             key = int(proof.split("-")[1] or 0)
-            place = realm.leases[key].place_of(key) if key in realm.leases else None
+            place = finishing.held_under(realm, key)
         return place
 
     return found

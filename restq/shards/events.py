@@ -10,11 +10,15 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
-from restq.shards.realm import Event
+from restq.names import QueueId
 
 RECORDED_MAX = 10_000
 PAGE_MAX = 1_000  # events in one reply
 LISTENED_SECONDS = 60.0  # after the last question nobody listens any more
+
+
+# Something that happened: what, the realm's name, job id, queue id, when, and what else there is to say.
+Event = tuple[str, str, str, QueueId, float, dict[str, Any] | None]
 
 
 class Events:

@@ -49,9 +49,19 @@ def leased_place(realm: Realm, proof: str) -> Place | None:
     key = realm.first_keys.key(first)
     if realm.first_keys.first(key) != first:
         return None  # of what is gone: the key is that of a neighbour
-    job = realm.leases.get(key)
-    place = None if job is None else job.place_of(key)
+    place = held_under(realm, key)
     return place if place is not None and place.history.lease == int(numbers[1]) else None
+
+
+def held_under(realm: Realm, key: int) -> Place | None:
+    """The place of this key, if its lease is in force.
+
+    Nearly every place has the key of its job, which is soon found in the roll: an index of all leases would take 42
+    bytes each, so there is one only for those of other places.
+    """
+    job = realm.roll.find(key) or realm.other_leases.get(key)
+    place = None if job is None else job.place_of(key)
+    return place if place is not None and place.history.lease else None
 
 
 def check_ack(realm: Realm, leases: Sequence[str], now: float) -> None:

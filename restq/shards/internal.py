@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from restq.protocol import Reply
 from restq.shards.actor import Elsewhere, Mail
 from restq.shards.commands.call import Call, Done, Wait, encode
-from restq.shards.events import shown
+from restq.shards.events import Event, shown
 from restq.shards.job import LEASED
-from restq.shards.realm import Event, Realm
+from restq.shards.realm import Realm
 
 if TYPE_CHECKING:
     from restq.shards.shard import Shard

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from restq.names import queue_order
-from restq.shards import limits
+from restq.shards import finishing, limits
 from restq.shards.gates import After, Limit
 from restq.shards.job import DEAD, LEASED, QUEUED
 
@@ -32,8 +32,11 @@ def check(realm: Realm) -> None:
     every = [place for held in places.values() for place in held]
     _expect(len({job.key for job in realm.jobs.values()}) == len(realm.jobs), "no job's key is used twice")
     _expect(len({place.key for place in every}) == len(every), "no place's key is used twice")
-    leases = {place.key: place.job for place in every if place.history.lease}
-    _expect(realm.leases == leases, "the leases in force are those of the places")
+    leases = {place.key: place.job for place in every if place.history.lease and place.key != place.job.key}
+    _expect(realm.other_leases == leases, "the leases of places with keys of their own are known")
+    for place in every:
+        found = finishing.held_under(realm, place.key)
+        _expect(found is (place if place.history.lease else None), f"the lease of {place.job.job_id!r} is found")
     order = [queue.queue_id for queue in realm.served()]
     _expect(order == sorted(realm.queues, key=queue_order), "the queues are served in order")
     in_order = [job for job in realm.roll.after(0) if job is not None]

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from restq.names import QueueId
 from restq.shards.changes import PlaceRow
 from restq.shards.data import Large
@@ -49,24 +51,22 @@ class Terms(NamedTuple):
 PLAIN = Terms()
 
 
-class Job:
+class Job(msgspec.Struct, gc=False, eq=False):
     """A job of the realm, under every tag of `tags`, in one queue or more.
 
     Nearly every job stands in one queue, and a million tuples of one place each would be 48 MB: so its first
-    place stands apart from the others.
+    place stands apart from the others. As a Struct that no collector looks at it takes 80 bytes and not 96, and is made
+    in half the time of a class with slots.
     """
 
-    __slots__ = ("data", "first", "gates", "job_id", "key", "others", "tags", "terms")
-
-    def __init__(self, key: int, job_id: str, data: bytes | Large | None, tags: tuple[str, ...]) -> None:
-        self.key = key
-        self.job_id = job_id
-        self.data = data
-        self.tags = tags
-        self.terms = PLAIN
-        self.gates: tuple[Gate, ...] = ()  # what holds it up: they name its lane in each of its queues
-        self.first: Place | None = None
-        self.others: tuple[Place, ...] = ()
+    key: int
+    job_id: str
+    data: bytes | Large | None
+    tags: tuple[str, ...]
+    terms: Terms = PLAIN
+    gates: tuple[Gate, ...] = ()  # what holds it up: they name its lane in each of its queues
+    first: Place | None = None
+    others: tuple[Place, ...] = ()
 
     @property
     def data_bytes(self) -> int:

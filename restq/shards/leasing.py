@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from restq.names import QueueId
 from restq.shards import endings
 from restq.shards.heap import LazyHeap
-from restq.shards.job import FRESH, MARK_NONE, QUEUED, History, Job, Place
+from restq.shards.job import FRESH, MARK_NONE, QUEUED, History, Place
 from restq.shards.queue import Queue
+from restq.shards.roll import Roll
 
 if TYPE_CHECKING:
     from restq.shards.realm import Realm
@@ -39,6 +40,7 @@ class Pull:
         self._first = History(realm.clock, self.number, 0, 0, MARK_NONE, wanted.worker)
         self._taken: set[str] = set()
         self._bytes = 0
+        self._lease_time, self._ends_at = 0.0, realm.clock  # of the last lease: those of equal length share the instant
 
     @property
     def is_over(self) -> bool:
@@ -54,7 +56,9 @@ class Pull:
             expiries = before.expiries + (1 if before.lease else 0)
             history = self._first._replace(nacks=before.nacks, expiries=expiries)
         seconds = place.queue.lease_time if self._wanted.lease_time is None else self._wanted.lease_time
-        return self._realm.check_out(place, self._realm.clock + seconds, history, heap)
+        if seconds != self._lease_time:
+            self._lease_time, self._ends_at = seconds, self._realm.clock + seconds
+        return self._realm.check_out(place, self._ends_at, history, heap)
 
     def take(self, count: int) -> list[Place]:
         """Lease up to so many more; fewer if there are no more to be had."""
@@ -90,8 +94,8 @@ def pull(realm: Realm, wanted: Wanted, now: float) -> list[Place]:
     return Pull(realm, wanted).take(wanted.limit) if has_ready(realm, wanted) else []
 
 
-def _sources(realm: Realm, wanted: Wanted) -> Iterator[tuple[Queue, dict[str, Collection[Job]] | None]]:
-    carriers: dict[str, Collection[Job]] | None = None
+def _sources(realm: Realm, wanted: Wanted) -> Iterator[tuple[Queue, dict[str, Roll] | None]]:
+    carriers: dict[str, Roll] | None = None
     if wanted.tags is not None:
         carriers = {tag: realm.tags[tag].jobs for tag in wanted.tags if tag in realm.tags}
         if not carriers:
@@ -101,9 +105,7 @@ def _sources(realm: Realm, wanted: Wanted) -> Iterator[tuple[Queue, dict[str, Co
             yield queue, carriers
 
 
-def _take(
-    queue: Queue, carriers: dict[str, Collection[Job]] | None, now: float
-) -> tuple[Place, LazyHeap[Place]] | None:
+def _take(queue: Queue, carriers: dict[str, Roll] | None, now: float) -> tuple[Place, LazyHeap[Place]] | None:
     """Take the place that is first in line out of its heap."""
     if carriers is None:
         first = queue.first()

@@ -69,7 +69,7 @@ def list_jobs(realm: Realm, wanted: Filter, limit: int, cursor: str | None) -> t
 def _candidates(realm: Realm, tag: str | None, after: int) -> Iterable[Job | None]:
     if tag is None:
         return realm.roll.after(after)
-    carriers = realm.tags[tag].jobs if tag in realm.tags else set()
+    carriers = realm.tags[tag].jobs if tag in realm.tags else ()
     if len(carriers) > SCAN_MAX:
         return realm.roll.after(after)
     return sorted((job for job in carriers if job.key > after), key=lambda job: job.key)

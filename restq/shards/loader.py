@@ -163,7 +163,8 @@ def _hold_all(realm: Realm, queue: Queue, places: list[Place]) -> None:
             if history.lease:
                 queue.lapsed.append(place)
         if history.lease:
-            realm.leases[key] = job
+            if key != job.key:
+                realm.other_leases[key] = job
             if state == LEASED and (job.gates or queue.limit is not None):
                 for limit in limits.of(place):
                     limit.leased_count += 1

@@ -44,7 +44,6 @@ from restq.shards.realm import Realm
 from restq.shards.renumbering import FirstKeys, Renumbering
 from restq.shards.replies import Replies
 from restq.shards.store import Room, StoreFailed
-from restq.shards.sweeps import dissolve
 
 CHUNK_COUNT = 500  # jobs sent at once
 CHUNK_BYTES_MAX = 4 << 20
@@ -221,9 +220,6 @@ class Arrivals:
 
     def forget(self) -> None:
         """Memory goes back to the store; who was sending will begin again."""
-        for arrival in self._arriving.values():
-            arrival.loader.finish(0.0)
-            dissolve(arrival.realm)
         self._arriving.clear()
 
     def _drop(self, name: str, now: float) -> None:

@@ -8,13 +8,13 @@ for each set of gates there is another, so that what is held up is never looked 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from heapq import heappop, heappush
 
 from restq.names import QueueId
 from restq.shards.gates import After, Gate, Limit
 from restq.shards.heap import LazyHeap
 from restq.shards.job import Job, Place, is_live, live_of
+from restq.shards.roll import Roll
 from restq.shards.settings import PLAIN_QUEUE, QueueSettings
 
 TAG_HEAPS_MAX = 256  # of one lane, for pulls that ask for tags
@@ -77,7 +77,7 @@ class Lane:
             for tag in job.tags:
                 self.tag_counts[tag] -= 1
 
-    def heaps(self, tags: dict[str, Collection[Job]] | None, now: float) -> list[LazyHeap[Place]]:
+    def heaps(self, tags: dict[str, Roll] | None, now: float) -> list[LazyHeap[Place]]:
         """What to pull from: all of it, or what carries one of these tags, given with the jobs that carry each."""
         if tags is None:
             return [self.heap]
@@ -86,7 +86,7 @@ class Lane:
             del self.tag_heaps[next(iter(self.tag_heaps))]  # the one that nobody asked for the longest
         return found
 
-    def _tag_heap(self, tag: str, carriers: Collection[Job], now: float) -> LazyHeap[Place]:
+    def _tag_heap(self, tag: str, carriers: Roll, now: float) -> LazyHeap[Place]:
         heap = self.tag_heaps.pop(tag, None)
         if heap is None:
             heap = _new_heap()
@@ -97,7 +97,7 @@ class Lane:
         self.tag_heaps[tag] = heap
         return heap
 
-    def _held_of(self, jobs: Collection[Job], now: float) -> list[Place]:
+    def _held_of(self, jobs: Roll, now: float) -> list[Place]:
         found = []
         for job in jobs:
             place = job.place_in(self.queue.queue_id)

@@ -35,31 +35,16 @@ from restq.shards.agenda import Agenda, Expiries
 from restq.shards.bounds import UNBOUNDED
 from restq.shards.changes import Changes, Keys, Task
 from restq.shards.data import INLINE_BYTES_MAX, Large, large
+from restq.shards.events import Event
 from restq.shards.gates import Limit
 from restq.shards.heap import LazyHeap
 from restq.shards.invariants import check
-from restq.shards.job import (
-    DEAD,
-    DELAYED,
-    FRESH,
-    LEASED,
-    MARK_DEAD,
-    PLAIN,
-    QUEUED,
-    History,
-    Job,
-    Place,
-    Terms,
-    make_place,
-)
+from restq.shards.job import DEAD, DELAYED, FRESH, LEASED, MARK_DEAD, QUEUED, History, Job, Place, Terms, make_place
 from restq.shards.queue import Queue
 from restq.shards.renumbering import UNMOVED, FirstKeys
 from restq.shards.roll import Roll
 from restq.shards.settings import PLAIN_REALM, RealmSettings
 from restq.shards.tags import TagIndex
-
-# Something that happened: what, the realm's name, job id, queue id, when, and what else there is to say.
-Event = tuple[str, str, str, QueueId, float, dict[str, Any] | None]
 
 
 class Realm:
@@ -71,7 +56,7 @@ class Realm:
 
     __slots__ = tuple(
         "agenda born bounds changes chance clock data_bytes default_lease_time epoch events exists expiries first_keys"
-        " inline_bytes jobs key keys leases name pinned place_count queues result_count roll settings tags task"
+        " inline_bytes jobs key keys name other_leases pinned place_count queues result_count roll settings tags task"
         " _order".split()
     )
 
@@ -102,7 +87,7 @@ class Realm:
         self.place_count = 0
         self.tags = TagIndex()
         self.queues: dict[QueueId, Queue] = {}
-        self.leases: dict[int, Job] = {}  # by the key of the place: the job of each lease that is in force
+        self.other_leases: dict[int, Job] = {}  # see `finishing.held_under`
         self.result_count = 0
         self.agenda = Agenda()
         self.expiries = Expiries()
@@ -112,6 +97,13 @@ class Realm:
         self.bounds = UNBOUNDED  # of all realms that are together in a shard
         self.events: list[Event] | None = None  # what happens goes there while somebody listens
         self._order: list[Queue] = []  # the queues, in the order in which they are served
+
+    def __del__(self) -> None:
+        """Cut the cycles between its jobs, places, lanes and queues: no collector would."""
+        for job in self.jobs.values():
+            job.let_go()
+        for queue in self.queues.values():
+            queue.dissolve()
 
     # -- time --------------------------------------------------------------------------------------------------
 
@@ -211,7 +203,8 @@ class Realm:
             counts = self.tags[tag].counts
             counts[QUEUED] -= 1
             counts[LEASED] += 1
-        self.leases[key] = job
+        if key != job.key:
+            self.other_leases[key] = job
         if job.gates or queue.limit is not None:
             for limit in limits.of(new):
                 limit.took(self.clock)
@@ -241,7 +234,8 @@ class Realm:
             if at < queue.due_at:
                 self.agenda.put(queue, at)
         if history.lease:
-            self.leases[key] = job
+            if key != job.key:
+                self.other_leases[key] = job
             if state == LEASED and (job.gates or queue.limit is not None):
                 for limit in limits.of(place):
                     limit.leased_count += 1
@@ -263,7 +257,8 @@ class Realm:
         elif popped_from is not queue.waiting:
             queue.waiting.discard()
         if history.lease:
-            del self.leases[key]
+            if key != job.key:
+                del self.other_leases[key]
             if state == LEASED and (job.gates or queue.limit is not None):
                 for limit in limits.of(place):
                     limit.ended(self.clock)
@@ -285,7 +280,7 @@ class Realm:
             self.changes.payloads[key] = text
         self.data_bytes += len(job_id) + (len(text) if text else 0)
         self.inline_bytes += len(job_id) + job.inline_bytes
-        if terms is not PLAIN:
+        if any(terms):
             job.terms = self.tags.shared_terms(terms)
             if terms.expires_at:
                 self.expiries.put(job, terms.expires_at)

@@ -1,20 +1,21 @@
-"""The jobs of a realm in the order in which they were added, to be looked through page by page. No rules live here."""
+"""Jobs in the order in which they came: those of a realm, and those that carry a tag. No rules live here."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 from restq.shards.job import Job
 
-DEAD_COUNT_MIN = 1024
+DEAD_COUNT_MIN = 64
 TRIMMED_COUNT = 2  # jobs that one drop lets go of at the beginning
 
 
 class Roll:
-    """A list of jobs by growing key. Jobs that were dropped stay until they are the first, or outnumber the others.
+    """A list of jobs. Those that were dropped stay until they are the first, or outnumber the others.
 
     Jobs are mostly dropped in their order, so they are let go of one by one: a million at once would hold up the shard.
+    A set would take four times the memory.
     """
 
     __slots__ = ("_dead_count", "_first", "_jobs")
@@ -25,7 +26,7 @@ class Roll:
         self._dead_count = 0
 
     def append(self, job: Job) -> None:
-        """Add a job, whose key is above all others."""
+        """Add a job that is not there."""
         if self._dead_count > DEAD_COUNT_MIN and self._dead_count * 2 > len(self._jobs):
             self.restore([held for held in self._jobs if held is not None and held.first is not None])
         self._jobs.append(job)
@@ -43,13 +44,34 @@ class Roll:
             self.restore([])
 
     def restore(self, jobs: list[Job]) -> None:
-        """Hold exactly these, in the order of their keys."""
+        """Hold exactly these."""
         self._jobs = list(jobs)
         self._first = 0
         self._dead_count = 0
 
+    def find(self, key: int) -> Job | None:
+        """The job of this key, for a roll whose jobs were appended by growing key."""
+        jobs, first = self._jobs, self._first
+        last = len(jobs) - 1
+        if first > last:
+            return None
+        # No two have the same key: so from either end it is no further away than its key is from the key there.
+        low, high = max(first, last - (_key(jobs[last]) - key)), min(last, first + key - _key(jobs[first]))
+        index = bisect_left(jobs, key, low, high + 1, key=_key) if low <= high else high
+        job = jobs[index] if first <= index <= high else None
+        return job if job is not None and job.key == key and job.first is not None else None
+
+    def __len__(self) -> int:
+        return len(self._jobs) - self._dead_count
+
+    def __iter__(self) -> Iterator[Job]:
+        return (job for job in self.after(0) if job is not None)
+
     def after(self, key: int) -> Iterator[Job | None]:
-        """The jobs with higher keys; None in the stead of each that was dropped. Nothing may be added meanwhile."""
+        """The jobs with higher keys; None in the stead of each that was dropped. Nothing may be added meanwhile.
+
+        For a roll whose jobs were appended by growing key, or from 0 on.
+        """
         jobs = self._jobs
         start = bisect_right(jobs, key, self._first, key=_key) if key else self._first
         for index in range(start, len(jobs)):

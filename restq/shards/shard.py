@@ -49,7 +49,6 @@ from restq.shards.room import RESTING, Growth, rests
 from restq.shards.several import Several, serve_several
 from restq.shards.stats import Stats
 from restq.shards.store import Loaded, Mark, Room, StoreFailed
-from restq.shards.sweeps import dissolve
 from restq.shards.tasks import RESUMED, Tasks
 from restq.shards.waking import Waking
 
@@ -116,9 +115,6 @@ class Shard:
         self.events.forget()
         self.bounds.forget()
         self.arrivals.forget()
-        for actor in (*self.mailboxes.actors.values(), *self.tasks.actors):
-            if actor.realm is not None:
-                dissolve(actor.realm)
         mail = self.mailboxes.clear() + self.waking.take_mail()
         self._agenda = Agenda()
         self.tasks.forget()

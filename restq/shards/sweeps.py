@@ -92,7 +92,7 @@ class Sweep:
         Where they are many, among all jobs: what dies in order costs the heaps least, and to sort a million would hold
         up the shard.
         """
-        carriers = self._realm.tags[tag].jobs if tag in self._realm.tags else set()
+        carriers = self._realm.tags[tag].jobs if tag in self._realm.tags else ()
         if len(carriers) * 4 < len(self._realm.jobs):
             return iter(sorted(carriers, key=lambda job: job.key))
         return self._realm.roll.after(0)
@@ -203,15 +203,5 @@ def _vanish(realm: Realm) -> None:
     realm.changes.realms[realm.key] = None
     for queue in realm.queues.values():
         realm.changes.queues[queue.key] = None
-        queue.dissolve()
     for limit in realm.tags.limits.values():
         realm.changes.tags[limit.key] = None
-
-
-def dissolve(realm: Realm) -> None:
-    """Cut the cycles between jobs, places, lanes and queues of a realm that memory forgets: no collector would."""
-    for job in realm.jobs.values():
-        job.let_go()
-    for queue in realm.queues.values():
-        queue.dissolve()
-    realm.queues.clear()

@@ -9,6 +9,7 @@ import json
 
 from restq.shards.gates import After, Gate, Limit
 from restq.shards.job import PLAIN, Job, Terms
+from restq.shards.roll import Roll
 
 SETS_MAX = 1024
 
@@ -19,7 +20,7 @@ class Tag:
     __slots__ = ("counts", "jobs")
 
     def __init__(self) -> None:
-        self.jobs: set[Job] = set()
+        self.jobs = Roll()
         self.counts = [0, 0, 0, 0]
 
 
@@ -41,21 +42,21 @@ class TagIndex(dict[str, Tag]):
         self._sets: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
 
     def carry(self, tag: str, job: Job) -> None:
-        """The job carries the tag from now on."""
+        """The job, which did not, carries the tag from now on."""
         found = self.get(tag)
         if found is None:
             found = self[tag] = Tag()
-        found.jobs.add(job)
+        found.jobs.append(job)
         self.carried_count += 1
         if tag in self._after:
             self._turn(tag)
 
     def drop(self, job: Job) -> None:
-        """The job carries nothing any more."""
+        """The job carries nothing any more: it let go of all its places."""
         self.carried_count -= len(job.tags)
         for tag in job.tags:
             found = self[tag]
-            found.jobs.discard(job)
+            found.jobs.dropped()
             if not found.jobs:
                 del self[tag]
                 if tag in self.watched:
