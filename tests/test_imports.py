@@ -56,13 +56,15 @@ ARROWS: dict[str, str] = {
     "shards.settings": "",
     "shards.gates": "shards.queue shards.settings",  # of the queue, the types alone
     "shards.job": "names shards.changes shards.data shards.gates shards.queue",  # of the queue, the types alone
-    "shards.queue": "names shards.gates shards.heap shards.job shards.settings",
+    "shards.queue": "names shards.gates shards.heap shards.job shards.roll shards.settings",
     "shards.agenda": "shards.heap shards.job",
     "shards.roll": "shards.job",
     "shards.renumbering": "",
-    "shards.tags": "shards.gates shards.job",
+    "shards.tags": "shards.gates shards.job shards.roll",
     # Beside the realm, and of it the types alone.
-    "shards.invariants": "names shards.limits shards.gates shards.heap shards.job shards.queue shards.realm",
+    "shards.invariants": (
+        "names shards.finishing shards.limits shards.gates shards.heap shards.job shards.queue shards.realm"
+    ),
     "shards.rows": "shards.changes shards.data shards.gates shards.job shards.queue shards.realm shards.settings",
     "shards.limits": "shards.gates shards.job shards.queue shards.realm shards.rows shards.settings",
     "shards.endings": "shards.changes shards.job shards.realm",
@@ -70,12 +72,12 @@ ARROWS: dict[str, str] = {
     "shards.adding": (
         "errors names shards.bounds shards.data shards.endings shards.job shards.limits shards.queue shards.realm"
     ),
-    "shards.leasing": "names shards.endings shards.heap shards.job shards.queue shards.realm",
+    "shards.leasing": "names shards.endings shards.heap shards.job shards.queue shards.realm shards.roll",
     "shards.finishing": "errors shards.changes shards.endings shards.job shards.limits shards.realm",
     "shards.operating": "errors names shards.endings shards.job shards.realm",
     "shards.realm": (
-        "errors names shards.agenda shards.bounds shards.changes shards.data shards.endings shards.gates shards.heap"
-        " shards.invariants shards.job shards.limits shards.queue shards.renumbering shards.roll shards.rows"
+        "errors names shards.agenda shards.bounds shards.changes shards.data shards.endings shards.events shards.gates"
+        " shards.heap shards.invariants shards.job shards.limits shards.queue shards.renumbering shards.roll shards.rows"
         " shards.settings shards.tags"
     ),
     "shards.sweeps": (
@@ -134,7 +136,7 @@ ARROWS: dict[str, str] = {
         "errors protocol shards.actor shards.archive shards.commands.call shards.leasing shards.realm shards.replies"
         " shards.waiting"
     ),
-    "shards.events": "shards.realm",
+    "shards.events": "names",
     "shards.mailboxes": "shards.actor",
     "shards.chores": "shards.archive shards.changes shards.realm shards.replies",
     "shards.internal": "protocol shards.actor shards.commands.call shards.events shards.job shards.realm shards.shard",
@@ -149,7 +151,6 @@ ARROWS: dict[str, str] = {
         "errors placement protocol shards.actor shards.agenda shards.archive shards.bounds shards.changes shards.chores"
         " shards.commands shards.commands.call shards.events shards.internal shards.loader shards.mailboxes"
         " shards.moves shards.moving shards.realm shards.replies shards.room shards.several shards.stats shards.store"
-        " shards.sweeps"
         " shards.tasks shards.waking"
     ),
     "shards.full": "errors protocol shards.actor shards.room shards.shard shards.store",
