@@ -77,8 +77,8 @@ ARROWS: dict[str, str] = {
     "shards.operating": "errors names shards.endings shards.job shards.realm",
     "shards.realm": (
         "errors names shards.agenda shards.bounds shards.changes shards.data shards.endings shards.events shards.gates"
-        " shards.heap shards.invariants shards.job shards.limits shards.queue shards.renumbering shards.roll shards.rows"
-        " shards.settings shards.tags"
+        " shards.heap shards.invariants shards.job shards.limits shards.queue shards.renumbering shards.roll"
+        " shards.rows shards.settings shards.tags"
     ),
     "shards.sweeps": (
         "errors names shards.changes shards.job shards.leasing shards.limits shards.operating shards.queue shards.realm"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from itertools import groupby
+from operator import attrgetter
 
 from restq.shards import limits
 from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored, TagRow, Task
 from restq.shards.data import Large
-from restq.shards.gates import Limit
+from restq.shards.gates import Gate, Limit
 from restq.shards.job import DEAD, DELAYED, FRESH, LEASED, MARK_DEAD, QUEUED, History, Job, Place, Terms, make_place
 from restq.shards.queue import Queue
 from restq.shards.realm import Realm
@@ -29,6 +31,7 @@ class Loader:
         self._queues: dict[int, Queue] = {}
         self._places: dict[int, tuple[Realm, list[Place]]] = {}  # by the key of their queue
         self._tags: dict[str, tuple[str, ...]] = {}
+        self._with_terms: dict[int, list[Job]] = {}  # by the key of their realm
 
     def add_all(self, loaded: Loaded) -> None:
         """Feed all that a store holds."""
@@ -77,9 +80,9 @@ class Loader:
         """
         last_queue_key = last_realm_key = -1
         last_tags_text: str | None = None
-        last_at = 0.0
-        history = FRESH
-        for key, queue_key, at, *past, job_key, realm_key, job_id, tags_text, data, digest, size, terms in rows:
+        last_at, last_past, history = 0.0, tuple(FRESH), FRESH
+        for row in rows:
+            key, queue_key, at, _, _, _, _, _, _, job_key, realm_key, job_id, tags_text, data, digest, size, terms = row
             if realm_key != last_realm_key:
                 last_realm_key, last_tags_text = realm_key, None
                 realm = self._realms[realm_key]
@@ -88,26 +91,25 @@ class Loader:
                 last_queue_key = queue_key
                 queue = self._queues[queue_key]
                 hold = self._places[queue_key][1].append
-            job = jobs.get(job_id)
+            job = None if key == job_key else jobs.get(job_id)  # which has its key in common with its first place
             if job is None:
                 if tags_text != last_tags_text:
                     last_tags_text, tags = tags_text, self._tags_of(tags_text)
+                    carry = [realm.tags.carriers(tag).append for tag in tags]
                 kept = Large(digest, size) if digest else data.encode() or None
                 job = jobs[job_id] = Job(key if key == job_key else job_key, job_id, kept, tags)
                 if terms:
                     job.terms = realm.tags.shared_terms(Terms.read(terms))
-                for tag in tags:
-                    realm.tags.carry(tag, job)
-                realm.data_bytes += len(job_id) + job.data_bytes
-                realm.inline_bytes += len(job_id) + job.inline_bytes
+                    self._with_terms.setdefault(realm_key, []).append(job)
+                for append in carry:
+                    append(job)
             if at != last_at:
                 last_at = at
-            if history != tuple(past):
-                history = History(*past)  # type: ignore[arg-type]
-                history = FRESH if history == FRESH else history
+            if row[3:9] != last_past:
+                last_past = row[3:9]
+                history = FRESH if last_past == FRESH else History(*last_past)
             place = make_place((last_at, key, queue, job, history))
             job.add(place)
-            realm.place_count += 1
             hold(place)
 
     def _tags_of(self, text: str) -> tuple[str, ...]:
@@ -122,7 +124,8 @@ class Loader:
         """All is fed: have it as of `now`, but for what time brings about by `advance`. Returns the realms."""
         for realm in self._realms.values():
             realm.clock = now
-            realm.roll.restore(sorted(realm.jobs.values(), key=lambda job: job.key))
+            realm.roll.restore(sorted(realm.jobs.values(), key=attrgetter("key")))
+            _count(realm)
             self._set_gates(realm)
         for key, (realm, places) in self._places.items():
             _hold_all(realm, self._queues[key], places)
@@ -134,43 +137,60 @@ class Loader:
         return list(self._realms.values())
 
     def _set_gates(self, realm: Realm) -> None:
-        for job in realm.jobs.values():
+        with_terms = self._with_terms.pop(realm.key, ())
+        for job in with_terms:
             if job.terms.expires_at:
                 realm.expiries.put(job, job.terms.expires_at)
-            if job.terms.after or realm.tags.limits:
-                realm.tags.set_gates(job, realm.tags.gates_of(job))
+        for job in realm.jobs.values() if realm.tags.limits else with_terms:
+            realm.tags.set_gates(job, realm.tags.gates_of(job))
+
+
+def _count(realm: Realm) -> None:
+    """Count what its jobs are."""
+    data = [job.data for job in realm.jobs.values() if job.data is not None]
+    sizes = [text.size for text in data if isinstance(text, Large)]
+    realm.inline_bytes = sum(map(len, realm.jobs)) + sum(len(text) for text in data if isinstance(text, bytes))
+    realm.data_bytes = realm.inline_bytes + sum(sizes)
+    realm.tags.carried_count = sum(len(tag.jobs) for tag in realm.tags.values())
 
 
 def _hold_all(realm: Realm, queue: Queue, places: list[Place]) -> None:
     """Have all places of a queue where their states say: O(n)."""
-    now, tags = realm.clock, realm.tags
+    now = realm.clock
+    realm.place_count += len(places)
     plain: list[Place] = []
     waiting: list[Place] = []
-    for place in places:
-        at, key, _, job, history = place
-        if history.mark == MARK_DEAD:
-            state = DEAD
-            queue.dead[key] = place
-        elif at > now:
-            state = LEASED if history.lease else DELAYED
-            waiting.append(place)
+
+    def kind(place: Place) -> tuple[int, bool, tuple[str, ...], tuple[Gate, ...]]:
+        at, _, _, job, history = place
+        _, lease, _, _, mark, _ = history
+        state = DEAD if mark == MARK_DEAD else QUEUED if at <= now else LEASED if lease else DELAYED
+        return state, lease > 0, job.tags, job.gates
+
+    for (state, holds_lease, tags, gates), run in groupby(places, kind):
+        alike = list(run)
+        if state == DEAD:
+            queue.dead.update((place.key, place) for place in alike)
+        elif state != QUEUED:
+            waiting += alike
         else:
-            state = QUEUED
-            if job.gates:
-                queue.lane(job.gates).push(place)
+            if gates:
+                for place in alike:
+                    queue.lane(gates).push(place)
             else:
-                plain.append(place)
-            if history.lease:
-                queue.lapsed.append(place)
-        if history.lease:
-            if key != job.key:
-                realm.other_leases[key] = job
-            if state == LEASED and (job.gates or queue.limit is not None):
-                for limit in limits.of(place):
-                    limit.leased_count += 1
-        queue.counts[state] += 1
-        for tag in job.tags:
-            tags[tag].counts[state] += 1
+                plain += alike
+            if holds_lease:
+                queue.lapsed += alike
+        if holds_lease:
+            for place in alike:
+                if place.key != place.job.key:
+                    realm.other_leases[place.key] = place.job
+            if state == LEASED and (gates or queue.limit is not None):
+                for limit in limits.of(alike[0]):
+                    limit.leased_count += len(alike)
+        queue.counts[state] += len(alike)
+        for tag in tags:
+            realm.tags[tag].counts[state] += len(alike)
     queue.plain.heap.rebuild(plain)
     queue.waiting.rebuild(waiting)
     realm.agenda.put(queue, queue.next_at)

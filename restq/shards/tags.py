@@ -41,12 +41,16 @@ class TagIndex(dict[str, Tag]):
         # Equal sets of tags, once as a tuple and once as JSON: a batch of a million jobs needs one, not a million.
         self._sets: dict[tuple[str, ...], tuple[tuple[str, ...], str]] = {}
 
-    def carry(self, tag: str, job: Job) -> None:
-        """The job, which did not, carries the tag from now on."""
+    def carriers(self, tag: str) -> Roll:
+        """The jobs that carry the tag, to which one is appended at once where there is none."""
         found = self.get(tag)
         if found is None:
             found = self[tag] = Tag()
-        found.jobs.append(job)
+        return found.jobs
+
+    def carry(self, tag: str, job: Job) -> None:
+        """The job, which did not, carries the tag from now on."""
+        self.carriers(tag).append(job)
         self.carried_count += 1
         if tag in self._after:
             self._turn(tag)
