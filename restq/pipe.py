@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from restq.errors import Overloaded, ShardStarting, ShardUnavailable
 from restq.protocol import Frames, Reply, Request, pack
@@ -22,6 +22,30 @@ PIPE_WAITING_MAX = 50_000
 RECONNECT_SECONDS = 0.02
 
 
+class Receiver(Protocol):
+    """Who asked: told the outcome at once, within the read of the pipe that brought it. Neither may raise."""
+
+    def replied(self, reply: Reply) -> None:
+        """The shard's reply is there."""
+
+    def lost(self, error: ShardUnavailable) -> None:
+        """The shard went away before it replied."""
+
+
+class Promise(asyncio.Future[Reply]):
+    """A receiver to wait for: it gives the reply, or raises ShardUnavailable."""
+
+    def replied(self, reply: Reply) -> None:
+        """The shard's reply is there."""
+        if not self.done():
+            self.set_result(reply)
+
+    def lost(self, error: ShardUnavailable) -> None:
+        """The shard went away before it replied."""
+        if not self.done():
+            self.set_exception(error)
+
+
 class Pipe(asyncio.Protocol):
     """A connection to one shard, and again after it broke. Use within a running loop."""
 
@@ -30,8 +54,8 @@ class Pipe(asyncio.Protocol):
         self.shard = shard
         self._transport: asyncio.Transport | None = None
         self._frames = Frames()
-        self._under_way: dict[int, tuple[asyncio.Future[Reply], int]] = {}
-        self._waiting: dict[asyncio.Future[Reply], int] = {}  # the ids of those under way that may wait
+        self._under_way: dict[int, tuple[Receiver, int]] = {}  # with the size of the body
+        self._waiting: dict[Receiver, int] = {}  # the ids of those under way that may wait
         self._bytes_under_way = 0
         self._last_id = 0
         self._unsent: list[bytes] = []
@@ -57,8 +81,9 @@ class Pipe(asyncio.Protocol):
             self._waiters.append(waiter)
             await waiter
 
-    def call(
+    def ask(
         self,
+        receiver: Receiver,
         operation: str,
         realm: str,
         params: list[Any],
@@ -66,11 +91,12 @@ class Pipe(asyncio.Protocol):
         once: Sequence[str] = (),
         waits: bool = False,
         waited: float = 0,
-    ) -> asyncio.Future[Reply]:
-        """Send a request. The future gives its reply, or raises ShardUnavailable if the shard goes away meanwhile.
+    ) -> None:
+        """Send a request, of which the receiver learns the outcome.
 
-        `waits`: it may take its time, and can be left. `once`, `waited`: as in `Request`. Raises ShardStarting or
-        Overloaded at once where the request can't be sent: then nothing was done.
+        `waits`: it may take its time, and can be left; one receiver asks one such thing at a time. `once`, `waited`:
+        as in `Request`. Raises ShardStarting or Overloaded at once where the request can't be sent: then nothing was
+        done, and the receiver hears of nothing.
         """
         if self._transport is None:
             raise ShardStarting(f"shard {self.shard} is starting again; nothing was done, try again")
@@ -81,18 +107,31 @@ class Pipe(asyncio.Protocol):
             is_full = len(self._under_way) - waiting_count >= PIPE_REQUESTS_MAX
         if is_full or (self._bytes_under_way and self._bytes_under_way + len(body) > PIPE_BYTES_MAX):
             raise Overloaded(f"shard {self.shard} has more requests waiting than fit; nothing was done, try again")
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._last_id += 1
-        self._under_way[self._last_id] = (future, len(body))
+        self._under_way[self._last_id] = (receiver, len(body))
         self._bytes_under_way += len(body)
         if waits:
-            self._waiting[future] = self._last_id
+            self._waiting[receiver] = self._last_id
         self._send(Request(self._last_id, operation, realm, params, body, once, waited))
-        return future
 
-    def leave(self, future: asyncio.Future[Reply]) -> None:
-        """Have this request, which may wait, answered at once with what there is. Nothing happens if it is already."""
-        waiting = self._waiting.get(future)
+    def call(
+        self,
+        operation: str,
+        realm: str,
+        params: list[Any],
+        body: bytes,
+        once: Sequence[str] = (),
+        waits: bool = False,
+        waited: float = 0,
+    ) -> Promise:
+        """Send a request as `ask` does. The future gives its reply, or raises ShardUnavailable."""
+        promise = Promise(loop=asyncio.get_running_loop())
+        self.ask(promise, operation, realm, params, body, once, waits, waited)
+        return promise
+
+    def leave(self, receiver: Receiver) -> None:
+        """Have what it asked, which may wait, answered at once with what there is. Nothing happens if it is already."""
+        waiting = self._waiting.get(receiver)
         if waiting is not None and self._transport is not None:
             self._last_id += 1
             self._send(Request(self._last_id, "leave", "", [waiting], b""))  # gets no reply of its own
@@ -142,12 +181,11 @@ class Pipe(asyncio.Protocol):
             found = self._under_way.pop(reply.request_id, None)
             if found is None:
                 continue
-            future, size = found
+            receiver, size = found
             self._bytes_under_way -= size
             if self._waiting:
-                self._waiting.pop(future, None)
-            if not future.done():
-                future.set_result(reply)
+                self._waiting.pop(receiver, None)
+            receiver.replied(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """From the loop: the shard is gone. Whether it did what was under way is not known."""
@@ -156,10 +194,7 @@ class Pipe(asyncio.Protocol):
         lost, self._under_way = self._under_way, {}
         self._waiting.clear()
         self._bytes_under_way = 0
-        for future, _ in lost.values():
-            if not future.done():
-                future.set_exception(
-                    ShardUnavailable(f"shard {self.shard} went away; whether the request was done is not known")
-                )
         if not self._closed:
             self.open()
+        for receiver, _ in lost.values():
+            receiver.lost(ShardUnavailable(f"shard {self.shard} went away; whether the request was done is not known"))

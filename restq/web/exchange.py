@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -19,21 +19,17 @@ from tornado import httputil, iostream
 from tornado.http1connection import HTTP1Connection
 
 from restq import names
-from restq.errors import BodyTooLarge, InternalError, MethodNotAllowed, Overloaded, RestqError, ShardUnavailable
-from restq.protocol import MOVED, Reply
+from restq.errors import BodyTooLarge, MethodNotAllowed, Overloaded, RestqError
 from restq.web import once, routes
 from restq.web.app import App
+from restq.web.asking import LARGE_BYTES, Asking, LongPoll, check_room, known
 from restq.web.calls import Call, Lease, Operation
 from restq.web.encodings import JSON_TYPE, MSGPACK_TYPE, json_of, msgpack_of, prefers_msgpack
 from restq.web.events import EventStream
 
 DRAIN_FACTOR = 8  # a body up to so many times too large is read to its end, so that the client sees the refusal
-LARGE_BYTES = 64 << 10  # of a reply that has to fit beside others; what is smaller fits into the system's buffers
 LENGTH_DIGITS_MAX = 18  # a Content-Length with more is Tornado's to refuse
-HOPS_MAX = 8  # how often a request follows a realm that moves
 RETRY_AFTER_SECONDS = 1
-
-_PULLS = ("pull", "pull_everywhere")  # and those of 2013, which are GETs
 
 log = logging.getLogger("restq.web")
 
@@ -63,14 +59,9 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._size = 0
         self._refusal: RestqError | None = None
         self._route = routes.Route("")
-        self._realm = ""
-        self._call: tuple[str, list[Any], bytes] = ("", [], b"")
         self._once: Sequence[str] = ()  # the idempotency key and the digest of what is asked under it
-        self._hops = 0
-        self._asked_at = 0.0  # for the first time, where it may wait
         self._is_open = False
-        self._has_left = False  # it is to wait no longer
-        self._stop_waiting: Callable[[], None] | None = None  # until it is answered, where it may wait
+        self._poll: LongPoll | None = None  # where it may wait
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -92,7 +83,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         if size > self._app.body_bytes_max:
             self._refusal = self._too_large()
             if headers.get("Expect") or size > self._app.body_bytes_max * DRAIN_FACTOR:
-                self._refuse(self._refusal)
+                self.refuse(self._refusal)
         return None
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
@@ -140,7 +131,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         try:
             if self._refusal is not None:
                 raise self._refusal
-            self._check_room(0)
+            check_room(self._app, 0)
             found = routes.match(self._method, self._target)
             self._route = found.route
             body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
@@ -159,119 +150,39 @@ class Exchange(httputil.HTTPMessageDelegate):
         if everywhere is not None:
             left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if found.route.waits:
-                self._wait(partial(_set_done, left))
+                self._may_wait().wait(partial(_set_done, left))
             self._app.run(self._ask_everywhere(everywhere, Call(found.query, body, left, self._once)))
             return
         if found.route.streams:
             self._app.run(self._stream(found.ids[0] if found.ids else None))
             return
-        self._realm = names.realm_name(found.ids[0])
-        if found.route.operation == "pin_realm":
-            self._call = ("place_realm", [1], body)
-        elif found.route.operation == "unpin_realm":
-            self._call = ("place_realm", [0], b"")
-        else:
-            self._call = (found.route.operation, [*found.ids[1:], *found.query], body)
-        self._ask()
+        realm, params = names.realm_name(found.ids[0]), [*found.ids[1:], *found.query]
+        poll = self._may_wait() if found.route.waits else None
+        _Asking(self, self._app, found.route, realm, params, body, self._once, poll).ask()
 
-    def _ask(self) -> None:
-        operation, params, body = self._call
-        pipe = self._app.shards.pipe_of(self._realm)
-        waits = self._route.waits
-        now = asyncio.get_running_loop().time() if waits else 0.0
-        self._asked_at = self._asked_at or now
-        future = pipe.call(operation, self._realm, params, body, self._once, waits, now - self._asked_at)
-        future.add_done_callback(self._replied)
-        if self._route.waits:
-            self._wait(partial(pipe.leave, future))
-
-    def _wait(self, stop: Callable[[], None]) -> None:
-        """Be ready to leave until the answer is there: once the client is gone, or this front end ends."""
-        self._stop_waiting = stop
-        self._app.waiting.add(self.leave)
-        self._connection.set_close_callback(self.leave)
-        if self._has_left or self._app.draining or len(self._app.waiting) > self._app.waiting_max:
-            stop()
-
-    def leave(self) -> None:
-        """Wait no longer: what there is is the answer."""
-        self._has_left = True
-        if self._stop_waiting is not None:
-            self._stop_waiting()
-
-    def _replied(self, future: asyncio.Future[Reply]) -> None:
-        """The shard answered, or went away."""
-        try:
-            reply = future.result()
-            if reply.status != MOVED:
-                self._deliver(reply)
-                return
-            self._app.shards.placement.learn(self._realm, reply.extra)
-            self._hops += 1
-            if self._hops > HOPS_MAX:
-                raise ShardUnavailable(f"realm {self._realm!r} is on the move; nothing was done, try again")
-            self._ask()
-        except Exception as error:
-            self._refuse_any(error)
-
-    def _deliver(self, reply: Reply) -> None:
-        try:
-            self._check_room(len(reply.body))
-        except Overloaded:
-            if reply.extra and self._route.leases:
-                self._undo(reply)
-            raise
-        if reply.extra and self._route.leases and self._connection.stream.closed():
-            self._undo(reply)
-        self._respond(reply.status, reply.body)
-
-    def _check_room(self, size: int) -> None:
-        """Raise Overloaded where a reply of this size does not fit into memory beside those that are on their way.
-
-        Small ones fit always, and so do those that tell what was done. What was only leased is given back.
-        """
-        undoes = self._route.operation in _PULLS or self._method == "GET"
-        if (size and not (undoes and size >= LARGE_BYTES)) or self._connection.stream.closed():
-            return
-        if not self._app.crowd.make_room(size, time.monotonic()):
-            raise Overloaded("more replies wait for slow clients than fit; nothing was done, try again")
-
-    def _undo(self, reply: Reply) -> None:
-        """The client is gone: what was leased for it is given back, and a repeat of the pull leases anew.
-
-        Not what came of an exchange under a key: it did more than lease, so that a repeat must get this very reply.
-        """
-        decoded = json.loads(reply.body)
-        if self._route.operation == "exchange":
-            if self._once:
-                return
-            decoded = decoded["pull"]
-        if self._route.operation == "pull_2013":
-            pairs = [(job_id, queue_id) for job_id, (queue_id, _) in decoded.items()]
-        else:
-            pairs = [(job["job_id"], job["queue_id"]) for job in decoded["jobs"]]
-        self._app.shards.undo(Lease(self._realm, reply.extra, pairs), self._key)
-
-    @property
-    def _key(self) -> str:
-        return self._once[0] if self._once else ""
+    def _may_wait(self) -> LongPoll:
+        """It may wait for its answer, until its client is gone, or this front end ends."""
+        self._poll = LongPoll(self._app)
+        self._connection.set_close_callback(self._poll.leave)
+        return self._poll
 
     async def _stream(self, realm: str | None) -> None:
         """Tell the client what happens until it is gone; to HTTP this is one long reply."""
         try:
             stream = EventStream(self._app.shards, self._connection, None if realm is None else names.realm_name(realm))
         except RestqError as error:
-            self._refuse(error)
+            self.refuse(error)
             return
         self._release()
-        self._wait(stream.leave)
+        poll = self._may_wait()
+        poll.wait(stream.leave)
         try:
             await stream.run(httputil.HTTPHeaders({"Connection": "close"}))
         except Exception:
             log.exception("%s failed", self._target[:200])
             self._connection.stream.close()
         finally:
-            self._app.waiting.discard(self.leave)
+            poll.end()
             self._close()
 
     async def _ask_everywhere(self, operation: Operation, call: Call) -> None:
@@ -279,7 +190,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         try:
             outcome = await operation(call)
             leases = outcome.leases
-            self._check_room(len(outcome.body))
+            if self._route.undoes and len(outcome.body) >= LARGE_BYTES and not self.is_gone:
+                check_room(self._app, len(outcome.body))
         except Exception as error:
             self._give_back(leases)
             self._refuse_any(error)
@@ -290,28 +202,34 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def _give_back(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
-            self._app.shards.undo(lease, self._key)
+            self._app.shards.undo(lease, self._once[0] if self._once else "")
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client would not get an answer."""
+        return self._connection.stream.closed()
+
+    def answer(self, status: int, body: bytes) -> None:
+        """Respond with what a realm said."""
+        self._respond(status, body)
+
+    def refuse(self, error: RestqError) -> None:
+        """Respond with an error."""
+        self._respond(error.status, json.dumps(error.to_reply()).encode(), error=error)
+
     def _refuse_any(self, error: Exception) -> None:
         """Every request is answered, whatever happens to it."""
-        if not isinstance(error, RestqError):
-            log.error("%s %s failed", self._method, self._target[:200], exc_info=error)
-            error = InternalError("restq met a defect of its own; whether the request was done is not known")
-        self._refuse(error)
-
-    def _refuse(self, error: RestqError) -> None:
-        self._respond(error.status, json.dumps(error.to_reply()).encode(), error=error)
+        self.refuse(known(error, f"{self._method} {self._target[:200]}"))
 
     def _respond(
         self, status: int, body: bytes, content_type: str = JSON_TYPE, error: RestqError | None = None
     ) -> None:
         self._release()
         self._close()
-        if self._stop_waiting is not None:
-            self._stop_waiting = None
-            self._app.waiting.discard(self.leave)
+        if self._poll is not None:
+            self._poll.end()
         if self._app.debug:
             log.info("%s %s %d", self._method, self._target[:200], status)
         if self._connection.stream.closed():
@@ -343,6 +261,25 @@ class Exchange(httputil.HTTPMessageDelegate):
         """The client took all of a reply, or is gone."""
         self._app.crowd.has_read(stream)
         self._app.crowd.rests(stream, time.monotonic())
+
+
+class _Asking(Asking):
+    """What an exchange asks of one realm."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange, *asked: Any) -> None:
+        super().__init__(*asked)
+        self._exchange = exchange
+
+    def answer(self, status: int, body: bytes) -> None:
+        self._exchange.answer(status, body)
+
+    def refuse(self, error: RestqError) -> None:
+        self._exchange.refuse(error)
+
+    def is_gone(self) -> bool:
+        return self._exchange.is_gone
 
 
 def _set_done(future: asyncio.Future[None]) -> None:

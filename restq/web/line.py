@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from restq.errors import ShardUnavailable, from_reply
+from restq.pipe import Promise
 from restq.protocol import MOVED, Reply
 from restq.web.calls import Call
 from restq.web.shards import ATTEMPTS_MAX, Shards
@@ -35,7 +36,7 @@ class Line:
         self._give_back = give_back
         self._params: list[Any] = []
         self._began_at = 0.0
-        self._asked: dict[int, tuple[list[str] | None, asyncio.Future[Reply]]] = {}  # by shard: of which realms
+        self._asked: dict[int, tuple[list[str] | None, Promise]] = {}  # by shard: of which realms
         self._moves_left = ATTEMPTS_MAX
 
     async def replies(self, params: list[Any], seconds: float, began_at: float) -> list[Reply]:
@@ -68,7 +69,7 @@ class Line:
             for shard in list(self._asked):
                 self._leave(shard)
 
-    def _under_way(self) -> list[asyncio.Future[Reply]]:
+    def _under_way(self) -> list[Promise]:
         return [future for _, future in self._asked.values() if not future.done()]
 
     def _ask(self) -> bool:
@@ -123,7 +124,7 @@ class Line:
         self._shards.pipes[shard].leave(future)
         future.add_done_callback(self._late)
 
-    def _late(self, future: asyncio.Future[Reply]) -> None:
+    def _late(self, future: Promise) -> None:
         if future.exception() is None and future.result().status == 200 and holds_jobs(future.result()):
             self._give_back(future.result())
 

@@ -14,7 +14,8 @@ class Route(NamedTuple):
 
     `leases`: its reply gives leases, which are undone if the client is gone by then. `waits`: its answer may take its
     time, and can be had at once. `strict`: query fields that it does not know are refused. `streams`: it is answered
-    by events, for as long as the client listens. `changes`: a GET of 2013 that changes what the server holds.
+    by events, for as long as the client listens. `changes`: a GET of 2013 that changes what the server holds. `undoes`:
+    where its reply does not fit into memory it is as if nothing was done, as for every GET: a lease is undone.
     """
 
     operation: str
@@ -24,6 +25,7 @@ class Route(NamedTuple):
     strict: bool = False
     streams: bool = False
     changes: bool = False
+    undoes: bool = False
 
 
 def _new(operation: str, *query: str, leases: bool = False, waits: bool = False, streams: bool = False) -> Route:
@@ -40,7 +42,7 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/performance/shards": {"GET": Route("get_shards")},
     "/metrics": {"GET": Route("get_metrics")},
     "/job": {"GET": Route("pull_everywhere_2013", ("count", "realms", "max-queue"), changes=True)},
-    "/pull": {"POST": Route("pull_everywhere", waits=True)},
+    "/pull": {"POST": Route("pull_everywhere", waits=True, undoes=True)},
     "/jobs": {"POST": Route("bulk_add"), "DELETE": Route("bulk_remove")},
     "/events": {"GET": _new("get_all_events", streams=True)},
     "/*/events": {"GET": _new("get_events", streams=True)},
@@ -49,7 +51,7 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/*/config": {"POST": Route("configure_2013"), "GET": _new("get_config"), "PUT": _new("configure")},
     "/*/shard": {"PUT": Route("pin_realm"), "DELETE": Route("unpin_realm")},
     "/*/job": {"GET": Route("pull_2013", ("count", "max-queue"), leases=True, changes=True)},
-    "/*/pull": {"POST": Route("pull", leases=True, waits=True)},
+    "/*/pull": {"POST": Route("pull", leases=True, waits=True, undoes=True)},
     "/*/ack": {"POST": _new("ack")},
     "/*/nack": {"POST": _new("nack")},
     "/*/release": {"POST": _new("release")},
@@ -104,14 +106,17 @@ def _by_key() -> dict[tuple[int, str], list[_Pattern]]:
     table: dict[tuple[int, str], list[_Pattern]] = {}
     for path, methods in ROUTES.items():
         segments = tuple(path[1:].split("/"))
-        table.setdefault(_key(segments), []).append((segments, _with_head(methods)))
+        table.setdefault(_key(segments), []).append((segments, _completed(methods)))
     return table
 
 
-def _with_head(methods: dict[str, Route]) -> dict[str, Route]:
-    """What answers a GET answers a HEAD, unless it changes something, or never ends."""
+def _completed(methods: dict[str, Route]) -> dict[str, Route]:
+    """With what holds for every GET: it undoes, and answers a HEAD unless it changes something, or never ends."""
     route = methods.get("GET")
-    return methods if route is None or route.changes or route.streams else {**methods, "HEAD": route}
+    if route is None:
+        return methods
+    methods = {**methods, "GET": route._replace(undoes=True)}
+    return methods if route.changes or route.streams else {**methods, "HEAD": route}
 
 
 _PATTERNS = _by_key()

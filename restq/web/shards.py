@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from restq.errors import RestqError, ShardStarting, ShardUnavailable, from_reply
-from restq.pipe import Pipe
+from restq.pipe import Pipe, Promise
 from restq.placement import Placement
 from restq.protocol import MOVED, Reply
 from restq.web.calls import Lease
@@ -111,12 +111,12 @@ class Shards:
         waits: bool = False,
         once: Sequence[str] = (),
         realm: str = "",
-    ) -> asyncio.Future[Reply]:
+    ) -> Promise:
         """Ask a shard, or a realm there. What can't be sent fails like what was sent."""
         try:
             return self.pipes[shard].call(operation, realm, params, body, once, waits)
         except RestqError as error:
-            failed: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+            failed = Promise(loop=asyncio.get_running_loop())
             failed.set_exception(error)
             return failed
 
