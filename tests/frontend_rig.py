@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from restq.pipe import Pipe
 from restq.placement import Placement
 from restq.protocol import Frames, Reply, Request, pack
 from restq.web.app import App
-from restq.web.exchange import Exchanges
+from restq.web.process import Server, new_server
 
 DEADLINE_SECONDS = 10.0
 
@@ -132,16 +131,16 @@ class Client:
 class Frontend:
     """A front end, the shards behind it, and connections to it."""
 
-    def __init__(self, app: App, shards: list[StandIn], server: HTTPServer, port: int) -> None:
+    def __init__(self, app: App, shards: list[StandIn], server: Server, port: int) -> None:
         self.app = app
         self.shards = shards
         self._server = server
-        self._port = port
+        self.port = port
         self._clients: list[Client] = []
 
     async def connect(self) -> Client:
         """One more connection."""
-        client = Client(*await asyncio.open_connection("127.0.0.1", self._port))
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
         self._clients.append(client)
         return client
 
@@ -167,7 +166,7 @@ async def frontend(folder: Path, shard_count: int = 1) -> AsyncIterator[Frontend
         pipe.open()
         await pipe.connected()
     app = App(pipes, Placement(shard_count), 1 << 20)
-    server = HTTPServer(Exchanges(app))
+    server = new_server(app)
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
     running = Frontend(app, shards, server, sockets[0].getsockname()[1])

@@ -34,6 +34,7 @@ from processes import children, frontend_pids
 from proxy import RESET
 from wire import JSON, Answer, Wire, connect, names_on, raw_request
 
+from restq.web.crowd import IDLE_SECONDS
 from restq.web.process import STALL_MILLISECONDS
 
 SEEDS = list(seeds(1, 20))
@@ -165,6 +166,33 @@ def test_crowd_of_idle_connections_leaves_the_others_their_answers(
     assert worker.refused == 0
     show(record_property, f"{IDLE_COUNT} idle connections", told(worker))
     assert children(own.pid) == pids
+
+
+def test_connection_that_asks_nothing_for_a_minute_is_closed_and_one_that_waits_is_not(tmp_path: Path) -> None:
+    """Silent ones, halves of requests, and answered ones; not who waits for jobs."""
+
+    async def test() -> None:
+        async with frontend(tmp_path) as front:
+            crowd, now = front.app.crowd, time.monotonic()
+            halves = [await asyncio.open_connection("127.0.0.1", front.port) for _ in HALVES]
+            for (_, writer), half in zip(halves, HALVES, strict=True):
+                writer.write(half)
+            waits = await front.connect()
+            waits.send("POST", "/crowd/pull", {"wait": 300})
+            request = await front.shards[0].call("pull")
+            await until(lambda: len(crowd) == len(HALVES))
+            assert 0 < crowd.drop_late(now + IDLE_SECONDS - 1) < 2
+            assert len(crowd) == len(HALVES)
+            assert crowd.drop_late(time.monotonic() + IDLE_SECONDS) == IDLE_SECONDS
+            for reader, writer in halves:
+                with contextlib.suppress(ConnectionResetError):
+                    await reader.read()
+                writer.close()
+            front.shards[0].reply(request, {"jobs": []})
+            assert (await waits.answer()).json == {"jobs": []}
+            assert len(crowd) == 1
+
+    asyncio.run(test())
 
 
 def limited(option: str, limit: int) -> list[str]:

@@ -31,6 +31,8 @@ DRAIN_FACTOR = 8  # a body up to so many times too large is read to its end, so 
 LENGTH_DIGITS_MAX = 18  # a Content-Length with more is Tornado's to refuse
 RETRY_AFTER_SECONDS = 1
 
+_PLAIN_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
 log = logging.getLogger("restq.web")
 
 
@@ -54,6 +56,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._connection = connection
         self._method = ""
         self._target = ""
+        self._version = ""
         self._headers = httputil.HTTPHeaders()
         self._chunks: list[bytes] = []
         self._size = 0
@@ -72,7 +75,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     ) -> Awaitable[None] | None:
         """From Tornado: the request line and the headers."""
         assert isinstance(start_line, httputil.RequestStartLine), "a server receives requests"
-        self._method, self._target = start_line.method, start_line.path
+        self._method, self._target, self._version = start_line
         self._headers = headers
         self._is_open = True
         self._app.opened()
@@ -236,17 +239,11 @@ class Exchange(httputil.HTTPMessageDelegate):
             return
         if content_type == JSON_TYPE and prefers_msgpack(self._headers.get("Accept", "")):
             body, content_type = msgpack_of(body), MSGPACK_TYPE
-        headers = httputil.HTTPHeaders({"Content-Type": content_type, "Content-Length": str(len(body))})
-        if status in (429, 503):
-            headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-        if isinstance(error, MethodNotAllowed):
-            headers["Allow"] = error.allowed
-        if self._app.draining:
-            headers["Connection"] = "close"
-        start_line = httputil.ResponseStartLine("HTTP/1.1", status, HTTPStatus(status).phrase)
         try:
-            body = b"" if self._method == "HEAD" else body
-            sent = self._connection.write_headers(start_line, headers, body or None)
+            if status == 200 and content_type == JSON_TYPE and self._is_plain:
+                sent = self._connection.write(_PLAIN_HEAD % len(body) + body)
+            else:
+                sent = self._write(status, body, content_type, error)
             stream, now = self._connection.stream, time.monotonic()
             if stream.writing():
                 self._app.crowd.reads(stream, len(body), now)
@@ -256,6 +253,27 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._connection.finish()
         except iostream.StreamClosedError:
             log.debug("the client of %s %s is gone", self._method, self._target[:200])
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether no header depends on the request, or on this front end's end: as nearly always.
+
+        To have Tornado write the headers takes a tenth of its time for a small request.
+        """
+        stays = self._version == "HTTP/1.1" and self._headers.get("Connection", "keep-alive").lower() == "keep-alive"
+        return stays and self._method != "HEAD" and not self._app.draining
+
+    def _write(self, status: int, body: bytes, content_type: str, error: RestqError | None) -> asyncio.Future[None]:
+        headers = httputil.HTTPHeaders({"Content-Type": content_type, "Content-Length": str(len(body))})
+        if status in (429, 503):
+            headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        if isinstance(error, MethodNotAllowed):
+            headers["Allow"] = error.allowed
+        if self._app.draining:
+            headers["Connection"] = "close"
+        start_line = httputil.ResponseStartLine("HTTP/1.1", status, HTTPStatus(status).phrase)
+        body = b"" if self._method == "HEAD" else body
+        return self._connection.write_headers(start_line, headers, body or None)
 
     def _sent(self, stream: iostream.IOStream) -> None:
         """The client took all of a reply, or is gone."""

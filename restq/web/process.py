@@ -28,8 +28,6 @@ from restq.web.app import App
 from restq.web.crowd import Crowd
 from restq.web.exchange import Exchanges
 
-IDLE_SECONDS = 60.0  # an idle connection is closed; also the time that headers may take
-BODY_SECONDS = 30.0
 HEADER_BYTES_MAX = 32 << 10  # a job id of 8 KiB, percent-encoded, fits
 # A client that takes nothing of its reply for so long is cut off by the system, where it knows this option.
 STALL_MILLISECONDS = 30_000
@@ -37,6 +35,7 @@ STALL_OPTION: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 GC_THRESHOLDS = (1_000, 20, 1_000)  # what lives long is hardly ever walked: see `serve`
 CONNECTIONS_MAX = 30_000  # if the system lets this process have so many files: 10,000 may wait, and others go on
 FILES_SPARE_COUNT = 64  # beside connections: pipes, logs, what the loop itself needs
+DROP_SECONDS_MIN = 1.0  # between two looks for connections that ask nothing
 DRAIN_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
 FLUSH_SECONDS = 0.01  # between two looks at what is still to be sent
@@ -86,6 +85,19 @@ class Server(HTTPServer):
                 await self.close_all_connections()
 
 
+def new_server(app: App) -> Server:
+    """What serves HTTP for it, as yet on no socket."""
+    server = Server(
+        Exchanges(app),
+        max_header_size=HEADER_BYTES_MAX,
+        max_body_size=app.body_bytes_max,
+        max_buffer_size=app.body_bytes_max + (1 << 20),
+    )
+    server.crowd = app.crowd
+    server.conn_params.header_timeout = None  # the crowd sees to that
+    return server
+
+
 async def serve(settings: dict[str, Any]) -> None:
     """Connect to the shards, say "ready", serve until told to end."""
     stopping = asyncio.Event()
@@ -105,15 +117,7 @@ async def serve(settings: dict[str, Any]) -> None:
         settings["debug"],
         memory.total() / settings["frontends"],
     )
-    server = Server(
-        Exchanges(app),
-        idle_connection_timeout=IDLE_SECONDS,
-        body_timeout=BODY_SECONDS,
-        max_header_size=HEADER_BYTES_MAX,
-        max_body_size=app.body_bytes_max,
-        max_buffer_size=app.body_bytes_max + (1 << 20),
-    )
-    server.crowd = app.crowd
+    server = new_server(app)
     server.connections_max = min(CONNECTIONS_MAX, allow_files() - FILES_SPARE_COUNT)
     app.waiting_max = server.connections_max * 2 // 3  # others find a place, however many wait
     server.add_socket(socket.socket(fileno=settings["listen_fd"]))
@@ -122,6 +126,7 @@ async def serve(settings: dict[str, Any]) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     child.say_ready()
+    _drop_late(app.crowd)
     await stopping.wait()
     server.stop()
     ends_at = time.monotonic() + DRAIN_SECONDS
@@ -130,6 +135,12 @@ async def serve(settings: dict[str, Any]) -> None:
     await server.close_connections(CLOSE_SECONDS)
     for pipe in pipes:
         pipe.close()
+
+
+def _drop_late(crowd: Crowd) -> None:
+    """Close connections that ask nothing for too long, now and again whenever there may be such."""
+    pause = max(crowd.drop_late(time.monotonic()), DROP_SECONDS_MIN)
+    asyncio.get_running_loop().call_later(pause, _drop_late, crowd)
 
 
 async def _connect(pipes: list[Pipe]) -> None:
