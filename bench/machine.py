@@ -19,7 +19,7 @@ SYNCS = 50
 
 def facts(data_dir: Path) -> dict[str, str]:
     """Name and value of what matters, in the order in which to show it."""
-    libraries = [f"{name} {_version(name)}" for name in LIBRARIES]
+    libraries = [f"{name} {version(name)}" for name in LIBRARIES]
     return {
         "cpu": f"{_first(Path('/proc/cpuinfo'), 'model name')}, {len(os.sched_getaffinity(0))} cores",
         "memory": _first(Path("/proc/meminfo"), "MemTotal"),
@@ -30,7 +30,8 @@ def facts(data_dir: Path) -> dict[str, str]:
     }
 
 
-def _version(library: str) -> str:
+def version(library: str) -> str:
+    """Of a library that is installed, or that it is absent."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
