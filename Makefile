@@ -1,8 +1,9 @@
 # make run    start a server, installed into .venv        make test   everything that is checked, and the tests
 # make bench  the load generator                          make clean  remove .venv and what the tools left behind
+# make regress  compare the instructions of the hot paths with the baseline; needs valgrind
 #
 # PYTHON=python3.12   the Python to make .venv with (3.11 or later)
-# ARGS="..."          for run and bench: what to add to the command, as in ARGS="127.0.0.1:9000 --shards 1"
+# ARGS="..."          for run, bench and regress: what to add to the command, as in ARGS="127.0.0.1:9000 --shards 1"
 # TESTS="..."         for test: what to give to pytest, as in TESTS="tests/test_names.py -k tag"
 
 PYTHON ?= python3
@@ -13,11 +14,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # checkout would be found first, as a package with nothing in it.
 EDITABLE := --config-settings editable_mode=compat --editable
 
-.PHONY: help run test bench clean
+.PHONY: help run test bench regress clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,6p
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,7p
 
 run: $(VENV)/installed
 	@echo 'To have the command restq in another shell:  . $(abspath $(BIN))/activate'
@@ -31,6 +32,9 @@ test: $(VENV)/installed-for-tests
 
 bench: $(VENV)/installed
 	@exec $(BIN)/python -m bench.load $(ARGS)
+
+regress: $(VENV)/installed-for-tests
+	@exec $(BIN)/python -m bench.regress $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

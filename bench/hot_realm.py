@@ -19,17 +19,22 @@ TAG = "a-tag"
 JOB = {"queue_id": 0, "data": "x" * 100, "tags": [TAG]}
 
 
+def body_of(said: object) -> bytes:
+    """A body as clients send it."""
+    return json.dumps(said).encode()
+
+
 class Rig:
     """A realm, and its operations by name."""
 
     def __init__(self) -> None:
-        changes = Changes()
-        self._realm = Realm(1, "counted", LEASE_SECONDS, Keys(2), changes, lambda: 0.5)
-        self._archive = Archive(MemoryStore(), changes)
+        self.changes = Changes()
+        self._realm = Realm(1, "counted", LEASE_SECONDS, Keys(2), self.changes, lambda: 0.5)
+        self._archive = Archive(MemoryStore(), self.changes)
 
     def call(self, body: object, *params: str) -> Call:
         """A call, ready made."""
-        return Call(list(params), json.dumps(body).encode(), NOW, self._archive)
+        return Call(list(params), body_of(body), NOW, self._archive)
 
     def do(self, operation: str, calls: list[Call]) -> list[bytes]:
         """The replies, one after the other."""
@@ -40,10 +45,9 @@ class Rig:
             replies.append(outcome.body)
         return replies
 
-    def adds(self, count: int) -> list[Call]:
+    def adds(self, count: int, first: int = 0) -> list[Call]:
         """Adds of one job each."""
-        body = json.dumps(JOB).encode()
-        return [Call([f"job-{number:08d}"], body, NOW, self._archive) for number in range(count)]
+        return [self.call(JOB, f"job-{number:08d}") for number in range(first, first + count)]
 
     def bulk_adds(self, count: int) -> list[Call]:
         """Adds of a batch each."""
