@@ -11,7 +11,7 @@ import re
 import selectors
 import socket
 from array import array
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -139,6 +139,12 @@ def drive(address: Address, scripts: Iterable[Script]) -> Timings:
             for connection in connections:
                 connection.socket.close()
     return timings
+
+
+def each(kind: str, requests: Iterator[bytes]) -> Script:
+    """Send one after the other. Scripts over the same iterator share its requests."""
+    for data in requests:
+        yield kind, data
 
 
 def call(address: Address, method: str, path: str, body: bytes = b"") -> bytes:

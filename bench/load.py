@@ -16,7 +16,6 @@ The scenarios:
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,7 +25,7 @@ import click
 from bench import machine, report
 from bench.connection import Address, LoadError
 from bench.scenarios import NAMES, Plan, Session
-from bench.server import Server
+from bench.server import running
 from bench.workload import DATA_BYTES_MIN, Workload
 
 COUNT = click.IntRange(min=1)
@@ -65,8 +64,7 @@ def main(**options: Any) -> None:
     shape = ("jobs", "batch", "data_bytes", "tags", "realms")
     workload = Workload(**{name: options[name] for name in shape}, hashed_ids=options["ids"] == "hashed")
     try:
-        with tempfile.TemporaryDirectory(prefix="restq-load-", dir=options["data_root"]) as folder:
-            facts = machine.facts(Path(folder))
+        facts = machine.facts(options["data_root"])
         runs = [one_run(plan, workload, options, number) for number in range(options["repeat"])]
     except (LoadError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -82,13 +80,8 @@ def one_run(plan: Plan, workload: Workload, options: dict[str, Any], number: int
     click.echo(f"run {number + 1} of {options['repeat']} ..", err=True)
     if options["uri"] is not None:
         return Session(address_of(options["uri"]), workload, plan).measure()
-    with tempfile.TemporaryDirectory(prefix="restq-load-", dir=options["data_root"]) as folder:
-        server = Server(Path(folder) / "data", server_options(options))
-        try:
-            server.start()
-            return Session(server.address, workload, plan, server).measure()
-        finally:
-            server.stop()
+    with running(options["data_root"], *server_options(options)) as server:
+        return Session(server.address, workload, plan, server).measure()
 
 
 def server_options(options: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import platform
 import re
 import sqlite3
 import statistics
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +18,13 @@ LIBRARIES = ("tornado", "msgpack", "msgspec", "uvloop")
 SYNCS = 50
 
 
-def facts(data_dir: Path) -> dict[str, str]:
+def facts(data_root: Path | None) -> dict[str, str]:
     """Name and value of what matters, in the order in which to show it."""
+    with tempfile.TemporaryDirectory(prefix="restq-bench-", dir=data_root) as folder:
+        return _facts(Path(folder))
+
+
+def _facts(data_dir: Path) -> dict[str, str]:
     libraries = [f"{name} {version(name)}" for name in LIBRARIES]
     return {
         "cpu": f"{_first(Path('/proc/cpuinfo'), 'model name')}, {len(os.sched_getaffinity(0))} cores",

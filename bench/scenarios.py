@@ -9,15 +9,16 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import quote
 
-from bench.connection import Address, LoadError, Script, call, drive, request
+from bench.connection import Address, LoadError, Script, call, drive, each, request
 from bench.report import Run, percentiles
 from bench.server import Server
 from bench.workload import ID_BYTES, RealmRequest, Workload, pulled_ids
 
 NAMES = ("bulk", "empty", "memory", "restart", "single")
-LEASE_SECONDS = 86_400  # no lease may end during a run
+LEASE_SECONDS = 86_400
 SINGLE_REALM = "load-single"
 
 _JOB_ID = re.compile(rb'"job_id": ?"([^"]+)"')
@@ -34,6 +35,12 @@ class Plan:
     single_connections: int = 32
 
 
+def lease_long(address: Address, realms: list[str]) -> None:
+    """Have no lease of these realms end during a run."""
+    for realm in realms:
+        call(address, "POST", f"/{realm}/config", b'{"default_lease_time":%d}' % LEASE_SECONDS)
+
+
 @dataclass
 class Session:
     """One run: the server in question, ours or another's, and the figures so far."""
@@ -48,9 +55,7 @@ class Session:
     def measure(self) -> Run:
         """Run all scenarios of the plan, and leave no jobs behind."""
         realms = [*self.workload.realm_names(), SINGLE_REALM]
-        body = b'{"default_lease_time":%d}' % LEASE_SECONDS
-        for realm in realms:
-            call(self.address, "POST", f"/{realm}/config", body)
+        lease_long(self.address, realms)
         self.memory_before = self.memory()
         if self.memory_before and "memory" in self.plan.scenarios:
             self.run["memory, empty"] = {"shards_rss_MiB": self.memory_before["Rss"] / 2**20}
@@ -116,10 +121,6 @@ class Session:
         path = f"/{SINGLE_REALM}/job/"
         adds = iter([request("PUT", path + workload.job_id(number), body) for number in numbers])
 
-        def add() -> Script:
-            for data in adds:
-                yield "single add", data
-
         pull = request("POST", f"/{SINGLE_REALM}/pull", b'{"count":1}')
 
         def work() -> Script:
@@ -127,7 +128,7 @@ class Session:
                 yield "single remove", request("DELETE", path + quote(found[1].decode(), safe=""))
 
         jobs = plan.single_jobs
-        self.timed({"single add": jobs}, [add] * plan.single_connections)
+        self.timed({"single add": jobs}, [partial(each, "single add", adds)] * plan.single_connections)
         self.timed({"single pull": jobs, "single remove": jobs}, [work] * plan.single_connections)
         self.check_jobs(0, [SINGLE_REALM])
 

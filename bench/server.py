@@ -11,8 +11,10 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.connection import Address, LoadError, call
@@ -189,3 +191,15 @@ class Server:
         assert self._process is not None, "started first"
         self._process.wait()
         self._process = None
+
+
+@contextmanager
+def running(data_root: Path | None, *options: str) -> Iterator[Server]:
+    """A server with these options on a new data directory, of which nothing is left at the end."""
+    with tempfile.TemporaryDirectory(prefix="restq-bench-", dir=data_root) as folder:
+        server = Server(Path(folder) / "data", options)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
