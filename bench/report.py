@@ -68,7 +68,7 @@ def _timed_table(result: Spread, runs: int) -> str:
     for phase, figures in result.items():
         for index, label in ((1, phase), (0, "  lowest"), (2, "  highest")):
             if index == 1 or runs > 1:
-                rows.append([label, *(_number(figures[name][index]) if name in figures else "-" for name in TIMED)])
+                rows.append([label, *(number(figures[name][index]) if name in figures else "-" for name in TIMED)])
     return table(rows)
 
 
@@ -77,7 +77,7 @@ def _rest_table(result: Spread, runs: int) -> str:
     for phase, figures in result.items():
         for name, (low, middle, high) in figures.items():
             numbers = [middle, low, high] if runs > 1 else [middle]
-            rows.append([f"{phase}: {_heading(name)}", *(_number(number) for number in numbers)])
+            rows.append([f"{phase}: {_heading(name)}", *(number(value) for value in numbers)])
     return table(rows)
 
 
@@ -85,7 +85,7 @@ def _heading(name: str) -> str:
     return name.replace("_per_s", "/s").replace("_", " ")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits that count, thousands apart."""
     if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"

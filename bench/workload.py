@@ -44,11 +44,14 @@ class Workload:
         data = f"{number:0{self.data_bytes - 2}d}"
         return f'{{"job_id":"{self.job_id(number)}","queue_id":0,"data":"{data}","tags":[{tags}]}}'
 
+    def add(self, realm: str, numbers: range) -> bytes:
+        """The bulk add of these jobs."""
+        return request("POST", f"/{realm}/jobs", f'{{"jobs":[{",".join(map(self.job, numbers))}]}}'.encode())
+
     def adds(self) -> Iterator[RealmRequest]:
         for batch, first in enumerate(range(0, self.jobs, self.batch)):
             realm = self.realm(batch)
-            jobs = ",".join(map(self.job, range(first, min(first + self.batch, self.jobs))))
-            yield realm, request("POST", f"/{realm}/jobs", f'{{"jobs":[{jobs}]}}'.encode())
+            yield realm, self.add(realm, range(first, min(first + self.batch, self.jobs)))
 
     def pulls(self) -> Iterator[RealmRequest]:
         for batch, first in enumerate(range(0, self.jobs, self.batch)):

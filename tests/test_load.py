@@ -88,3 +88,20 @@ def test_load_of_few_jobs_measures_every_phase(tmp_path: Path, short_path: Path)
     assert phases["bulk pull"]["jobs_per_s"] > 0
     assert phases["memory, all leased"]["shards_rss_MiB"] > 1
     assert list(short_path.iterdir()) == [], "it leaves nothing behind"
+
+
+def test_life_of_few_jobs_measures_every_scenario(tmp_path: Path, short_path: Path) -> None:
+    sizes = "--jobs 1500 --pulls 10 --max-leased 3 --waiters 10 --idle-seconds 0.1".split()
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.life", *sizes, "--data-root", str(short_path)],
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert all(f"\n{name}: " in run.stdout for name in ("leased", "held", "blocked", "waiters"))
+    assert list(short_path.iterdir()) == [], "it leaves nothing behind"
