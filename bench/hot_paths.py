@@ -38,7 +38,7 @@ BODY = body_of(JOB)
 GROUP = 1_000  # jobs in one commit
 TURN = 32  # requests that arrive together
 BODY_BYTES_MAX = 16 << 20
-REPLY_BYTES_MAX = 1 << 16
+REPLY_BYTES_MAX = 1 << 12
 
 
 class Wire(asyncio.Transport):
