@@ -48,12 +48,11 @@ class Sizes:
 
 
 @contextmanager
-def servers(sizes: Sizes, *shards: int) -> Iterator[list[Server]]:
-    """Two servers with so many shards."""
-    one, other = shards
+def servers(sizes: Sizes, shards: int = 1) -> Iterator[list[Server]]:
+    """Two servers: one with one shard, one with so many."""
     with (
-        running(sizes.data_root, "--shards", str(one)) as first,
-        running(sizes.data_root, "--shards", str(other)) as second,
+        running(sizes.data_root, "--shards", "1") as first,
+        running(sizes.data_root, "--shards", str(shards)) as second,
     ):
         yield [first, second]
 
@@ -73,7 +72,7 @@ def held(sizes: Sizes) -> Figures:
 
 def _pulls(sizes: Sizes, prepare: Callable[[Life], object]) -> Figures:
     figures: Figures = {}
-    with servers(sizes, 1, 1) as both:
+    with servers(sizes) as both:
         lives = [_life(server, sizes, jobs) for server, jobs in zip(both, (sizes.few, sizes.jobs), strict=True)]
         for life in lives:
             prepare(life)
@@ -169,7 +168,7 @@ def fill(address: Address, jobs: int) -> None:
 
 def size(sizes: Sizes) -> Figures:
     """Bulk work in a realm with many jobs against that in one with few."""
-    with servers(sizes, 1, 1) as both:
+    with servers(sizes) as both:
         costs = []
         for server, jobs in zip(both, (sizes.small, sizes.big), strict=True):
             fill(server.address, jobs)
@@ -188,7 +187,7 @@ def shards(sizes: Sizes) -> Figures:
     """Bulk work over realms of two shards against the same over one shard."""
     found = (f"load-{number}" for number in itertools.count())
     realms = [next(name for name in found if home(name, 2) == shard) for shard in (0, 1)]
-    with servers(sizes, 1, 2) as both:
+    with servers(sizes, 2) as both:
         one, two = costs = [Cost(server) for server in both]
         _in_turn(costs, realms * 2, -(-sizes.batches // 2))
     return {"jobs_per_s_ratio": one.seconds / two.seconds, **_shares(one, "_one"), **_shares(two, "_two")}

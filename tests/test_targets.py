@@ -24,7 +24,7 @@ SMALL = (
 
 @pytest.mark.parametrize(
     ("target", "reached", "missed"),
-    [(Target("x", "y", "z", at_most=2.0), 2.0, 2.1), (Target("x", "y", "z", at_least=2.0), 2.0, 1.9)],
+    [(Target("x", "y", "z", 2.0), 2.0, 2.1), (Target("x", "y", "z", 2.0, is_least=True), 2.0, 1.9)],
 )
 def test_reached_at_the_bound_and_not_beyond_it(target: Target, reached: float, missed: float) -> None:
     assert target.is_reached(reached)
