@@ -124,6 +124,12 @@ class Http(HTTP1Connection):
         self.answer(Answer(start_line.code, chunk))
         return None
 
+    def write(self, chunk: bytes) -> Any:
+        """The answer, with its head."""
+        head, _, body = chunk.partition(b"\r\n\r\n")
+        self.answer(Answer(int(head.split()[1]), body))
+        return None
+
     def finish(self) -> None:
         """It is whole."""
 
