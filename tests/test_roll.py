@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restq.shards.changes import Keys
-from restq.shards.job import FRESH, Job, make_place
+from restq.shards.job import FRESH, Job, Place
 from restq.shards.queue import Queue
 from restq.shards.roll import DEAD_COUNT_MIN, Roll
 
@@ -16,7 +16,7 @@ QUEUE = Queue(1, 0, 600.0)
 def job_on(roll: Roll, key: int) -> Job:
     """A job that stands in a queue, added to the roll."""
     job = Job(key, f"job {key}", None, ())
-    job.add(make_place((0.0, key, QUEUE, job, FRESH)))
+    job.add(Place(0.0, key, QUEUE, job, FRESH))
     roll.append(job)
     return job
 

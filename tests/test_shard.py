@@ -602,6 +602,8 @@ def test_requests_of_all_kinds_leave_nothing_to_the_garbage_collector(rig: Rig) 
             rig.reply_to("clear_queue", A, ["0"])
             rig.reply_to("delete_realm", A)
             rig.reply_to("delete_realm", B)
+            rig.now += 1_000  # until then somebody knows when the leases would have ended
+            rig.turn()
             rig.replies.clear()
             rig.answered.clear()
         return left_over()
@@ -612,7 +614,7 @@ def test_requests_of_all_kinds_leave_nothing_to_the_garbage_collector(rig: Rig) 
         few, many = garbage(3), garbage(60)
     finally:
         gc.enable()
-    assert many <= few + 50
+    assert many <= few + 200  # one job in each round would be 400
 
 
 def test_lease_ids_of_two_shards_differ_where_all_else_is_equal() -> None:

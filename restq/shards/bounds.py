@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Bytes, as measured with CPython 3.11: a job in one queue, what a further queue adds to it, a tag that it carries,
 # a tag that no other job carries, a queue, a reply that is kept.
-JOB, PLACE, CARRIED, TAG, QUEUE, REPLY = 430, 220, 24, 600, 1_800, 700
+JOB, PLACE, CARRIED, TAG, QUEUE, REPLY = 400, 200, 24, 600, 1_800, 700
 
 Held = tuple[int, int]  # jobs, and bytes of memory
 

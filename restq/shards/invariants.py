@@ -132,7 +132,7 @@ def _check_lane(queue: Queue, lane: Lane) -> None:
 def _live(heap: LazyHeap[Place]) -> list[Place]:
     entries = heap.entries
     for index, entry in enumerate(entries[1:], 1):
-        _expect(entries[(index - 1) // 2][:2] <= entry[:2], "a heap is in order")
+        _expect(entries[(index - 1) // 2].turn <= entry.turn, "a heap is in order")
     return [entry for entry in entries if entry.job.holds(entry)]
 
 

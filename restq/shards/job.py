@@ -7,8 +7,6 @@ live while its job still holds that very Place, so what happens to a job touches
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -89,11 +87,15 @@ class Job(msgspec.Struct, gc=False, eq=False):
 
     def place_in(self, queue_id: QueueId) -> Place | None:
         """The job's place in a queue."""
-        return next((place for place in self.places if place.queue.queue_id == queue_id), None)
+        if self.first is not None and self.first.queue.queue_id == queue_id:  # as nearly always
+            return self.first
+        return next((place for place in self.others if place.queue.queue_id == queue_id), None)
 
     def place_of(self, key: int) -> Place | None:
         """The job's place of this key."""
-        return next((place for place in self.places if place.key == key), None)
+        if self.first is not None and self.first.key == key:  # as nearly always
+            return self.first
+        return next((place for place in self.others if place.key == key), None)
 
     def add(self, place: Place) -> None:
         """Stand in one more queue."""
@@ -141,8 +143,11 @@ class History(NamedTuple):
 FRESH = History(0.0, 0, 0, 0, MARK_NONE, "")
 
 
-class Place(NamedTuple):
-    """A job in a queue. Its first two fields order it there."""
+class Place(msgspec.Struct, frozen=True, order=True, gc=False):
+    """A job in a queue. Its first two fields order it there.
+
+    As a Struct it takes 56 bytes and not 80, and its fields are read at a third of the cost.
+    """
 
     at: float  # ready since then; while leased, the end of the lease; while delayed, when it will be ready
     key: int
@@ -150,13 +155,14 @@ class Place(NamedTuple):
     job: Job
     history: History
 
+    @property
+    def turn(self) -> tuple[float, int]:
+        """What orders it."""
+        return self.at, self.key
+
     def row(self) -> PlaceRow:
         """The place as the store keeps it."""
         return (self.key, self.job.key, self.queue.key, self.at, *self.history)
-
-
-# Naming the fields of a tuple costs more than the rest of a lease: where millions are made, they go in by order.
-make_place: Callable[[tuple[float, int, Queue, Job, History]], Place] = partial(tuple.__new__, Place)
 
 
 def is_live(place: Place) -> bool:

@@ -118,7 +118,7 @@ def _take(queue: Queue, carriers: dict[str, Roll] | None, now: float) -> tuple[P
     for lane in queue.open:
         for heap in lane.heaps(carriers, now):
             place = heap.peek()
-            if place is not None and (best is None or place[:2] < best[0][:2]):
+            if place is not None and (best is None or place < best[0]):
                 best = place, heap
     if best is not None:
         best[1].pop()

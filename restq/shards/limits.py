@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING
 
 from restq.shards import rows
 from restq.shards.gates import Limit
-from restq.shards.job import LEASED, make_place
+from restq.shards.job import LEASED
 from restq.shards.settings import UNLIMITED, LimitSettings, QueueSettings
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def rearrange(realm: Realm, job: Job, tags: tuple[str, ...], terms: Terms) -> No
     """
     for place in job.places:
         state = realm.state_of(place)
-        job.replace(place, make_place(tuple(place)))  # type: ignore[arg-type]
+        job.replace(place, copy(place))
         realm.let_go(place, state)
     for tag in tags:
         if tag not in job.tags:

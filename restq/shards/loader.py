@@ -11,7 +11,7 @@ from restq.shards import limits
 from restq.shards.changes import Changes, Keys, QueueRow, RealmRow, Stored, TagRow, Task
 from restq.shards.data import Large
 from restq.shards.gates import Gate, Limit
-from restq.shards.job import DEAD, DELAYED, FRESH, LEASED, MARK_DEAD, QUEUED, History, Job, Place, Terms, make_place
+from restq.shards.job import DEAD, DELAYED, FRESH, LEASED, MARK_DEAD, QUEUED, History, Job, Place, Terms
 from restq.shards.queue import Queue
 from restq.shards.realm import Realm
 from restq.shards.renumbering import FirstKeys
@@ -108,7 +108,7 @@ class Loader:
             if row[3:9] != last_past:
                 last_past = row[3:9]
                 history = FRESH if last_past == FRESH else History(*last_past)
-            place = make_place((last_at, key, queue, job, history))
+            place = Place(last_at, key, queue, job, history)
             job.add(place)
             hold(place)
 
@@ -162,9 +162,9 @@ def _hold_all(realm: Realm, queue: Queue, places: list[Place]) -> None:
     waiting: list[Place] = []
 
     def kind(place: Place) -> tuple[int, bool, tuple[str, ...], tuple[Gate, ...]]:
-        at, _, _, job, history = place
-        _, lease, _, _, mark, _ = history
-        state = DEAD if mark == MARK_DEAD else QUEUED if at <= now else LEASED if lease else DELAYED
+        job = place.job
+        _, lease, _, _, mark, _ = place.history
+        state = DEAD if mark == MARK_DEAD else QUEUED if place.at <= now else LEASED if lease else DELAYED
         return state, lease > 0, job.tags, job.gates
 
     for (state, holds_lease, tags, gates), run in groupby(places, kind):

@@ -172,8 +172,8 @@ class Queue:
     def line_up(self, lane: Lane) -> None:
         """Have an open lane stand in line under its first place, unless it stands there under an earlier one."""
         first = lane.heap.peek()
-        if first is not None and (lane.in_line is None or first[:2] < lane.in_line):
-            lane.in_line = first[:2]
+        if first is not None and (lane.in_line is None or first.turn < lane.in_line):
+            lane.in_line = first.turn
             self._line_count += 1
             heappush(self._line, (lane.in_line, self._line_count, lane))
 
@@ -186,8 +186,8 @@ class Queue:
                 heappop(self._line)
                 continue
             place = None if lane.shut_count else lane.heap.peek()
-            if place is not None and place[:2] == at:
-                return (place, lane) if best is None or place[:2] < best[:2] else (best, self.plain)
+            if place is not None and place.turn == at:
+                return (place, lane) if best is None or place < best else (best, self.plain)
             lane.in_line = None
             heappop(self._line)
             if place is not None:

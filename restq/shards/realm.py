@@ -39,7 +39,7 @@ from restq.shards.events import Event
 from restq.shards.gates import Limit
 from restq.shards.heap import LazyHeap
 from restq.shards.invariants import check
-from restq.shards.job import DEAD, DELAYED, FRESH, LEASED, MARK_DEAD, QUEUED, History, Job, Place, Terms, make_place
+from restq.shards.job import DEAD, DELAYED, FRESH, LEASED, MARK_DEAD, QUEUED, History, Job, Place, Terms
 from restq.shards.queue import Queue
 from restq.shards.renumbering import UNMOVED, FirstKeys
 from restq.shards.roll import Roll
@@ -159,7 +159,7 @@ class Realm:
 
     def enter(self, job: Job, queue: Queue, key: int, at: float, history: History) -> None:
         """Put the job into one more queue."""
-        place = make_place((at, key, queue, job, history))
+        place = Place(at, key, queue, job, history)
         job.add(place)
         self.place_count += 1
         if job.gates or at > self.clock or history is not FRESH:
@@ -175,9 +175,9 @@ class Realm:
 
     def replace(self, old: Place, at: float, history: History) -> Place:
         """Put a new place in the stead of `old`."""
-        _, key, queue, job, _ = old
+        key, queue, job = old.key, old.queue, old.job
         state = self.state_of(old)
-        new = make_place((at, key, queue, job, history))
+        new = Place(at, key, queue, job, history)
         job.replace(old, new)
         self.let_go(old, state)
         self.hold(new)
@@ -186,8 +186,8 @@ class Realm:
 
     def check_out(self, old: Place, at: float, history: History, popped_from: LazyHeap[Place] | None) -> Place:
         """Lease a queued place until `at`: `replace` for the one thing that restq does most, and limits count it."""
-        _, key, queue, job, _ = old
-        new = make_place((at, key, queue, job, history))
+        key, queue, job = old.key, old.queue, old.job
+        new = Place(at, key, queue, job, history)
         job.replace(old, new)
         lane = queue.plain
         if job.gates or lane.tag_heaps or popped_from is not lane.heap:
@@ -221,7 +221,7 @@ class Realm:
 
     def hold(self, place: Place) -> None:
         """Have a place, which its job holds already, where its state says."""
-        at, key, queue, job, history = place
+        at, key, queue, job, history = place.at, place.key, place.queue, place.job, place.history
         if history.mark == MARK_DEAD:
             state = DEAD
             queue.dead[key] = place
@@ -246,7 +246,7 @@ class Realm:
 
     def let_go(self, place: Place, state: int, popped_from: LazyHeap[Place] | None = None) -> None:
         """Have a place no more, which was in this state and which its job let go of or is to be held anew."""
-        _, key, queue, job, history = place
+        key, queue, job, history = place.key, place.queue, place.job, place.history
         if state == QUEUED:
             lane = queue.lane(job.gates) if job.gates else queue.plain
             lane.discard(job, popped_from)

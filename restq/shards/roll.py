@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any
 
 from restq.shards.job import Job
 
 DEAD_COUNT_MIN = 64
 TRIMMED_COUNT = 2  # jobs that one drop lets go of at the beginning
+
+_key: Callable[[Any], int] = attrgetter("key")  # of a job, which stands behind what was let go of
 
 
 class Roll:
@@ -31,17 +35,19 @@ class Roll:
             self.restore([held for held in self._jobs if held is not None and held.first is not None])
         self._jobs.append(job)
 
-    def dropped(self) -> None:
-        """One of its jobs let go of all its places."""
+    def dropped(self) -> bool:
+        """One of its jobs let go of all its places. Returns whether others are left."""
         self._dead_count += 1
         jobs = self._jobs
+        if self._dead_count == len(jobs):
+            self.restore([])
+            return False
         for _ in range(TRIMMED_COUNT):
-            if self._first >= len(jobs) or ((job := jobs[self._first]) is not None and job.first is not None):
+            if (job := jobs[self._first]) is not None and job.first is not None:
                 break
             jobs[self._first] = None
             self._first += 1
-        if self._dead_count == len(jobs):
-            self.restore([])
+        return True
 
     def restore(self, jobs: list[Job]) -> None:
         """Hold exactly these."""
@@ -77,8 +83,3 @@ class Roll:
         for index in range(start, len(jobs)):
             job = jobs[index]
             yield None if job is None or job.first is None else job
-
-
-def _key(job: Job | None) -> int:
-    assert job is not None, "it is looked for behind what was let go of"
-    return job.key

@@ -60,8 +60,7 @@ class TagIndex(dict[str, Tag]):
         self.carried_count -= len(job.tags)
         for tag in job.tags:
             found = self[tag]
-            found.jobs.dropped()
-            if not found.jobs:
+            if not found.jobs.dropped():
                 del self[tag]
                 if tag in self.watched:
                     self.vanished.append(tag)

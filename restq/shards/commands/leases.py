@@ -47,7 +47,7 @@ class LeasedJob(msgspec.Struct, omit_defaults=True):
 
 def leased_job(realm: Realm, place: Place, call: Call, with_realm: bool = False) -> LeasedJob:
     """What a pull by POST says of a job it leased."""
-    _, _, queue, job, history = place
+    queue, job, history = place.queue, place.job, place.history
     proof = lease_id(realm, place)
     realm_name = realm.name if with_realm else None
     return LeasedJob(job.job_id, queue.queue_id, call.data(job), job.tags, history.attempt, proof, place.at, realm_name)
