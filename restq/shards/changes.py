@@ -167,7 +167,9 @@ class Changes:
 
     def __len__(self) -> int:
         """How many rows change."""
-        return sum(len(getattr(self, table)) for table in self.__slots__)
+        many = len(self.jobs) + len(self.places) + len(self.payloads) + len(self.failures) + len(self.results)
+        few = len(self.realms) + len(self.queues) + len(self.tags) + len(self.replies) + len(self.moved)
+        return many + few
 
     def put(self, row: Stored, payload: bytes | None) -> None:
         """Note a place, its job and the job's large data."""
@@ -181,8 +183,9 @@ class Changes:
         """Hand over what is gathered, and be empty."""
         taken = Changes()
         for table in self.__slots__:
-            setattr(taken, table, getattr(self, table))
-            setattr(self, table, {})
+            if rows := getattr(self, table):
+                setattr(taken, table, rows)
+                setattr(self, table, {})
         return taken
 
 

@@ -121,6 +121,8 @@ class Connection(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Wait until the front end has taken what it was sent, but for the last of it; one that stands still is cut."""
+        if self._drained.is_set():  # as nearly always
+            return
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
                 await self._drained.wait()
