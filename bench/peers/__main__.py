@@ -1,0 +1,144 @@
+"""The same work for restq and its peers: each is started here, measured with its own client, and stopped.
+
+Every case runs on a new server of each peer in turn, and all of that `--repeat` times: what is shown are medians,
+and the lowest and the highest rate. At the end of each run the jobs are counted, and each that was taken came once.
+
+\b
+The groups of works:
+  single  add one by one over so many connections, then take and finish one by one (--connections, --data)
+  worker  one worker that takes and finishes one by one in the way of the peer's users (--data)
+  bulk    add, pull and ack in batches, with so many jobs leased (--data, --leased)
+  cycle   add a job, take the next, finish it, with so many waiting or leased (--waiting, --leased)
+  fill    add in bulk, and what memory of the server a job takes (--fill)
+
+CPU of the server is that of all its processes; a star marks clients that took more than 0.8 of a core by one
+process, so that they may be what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench import machine
+from bench.connection import LoadError
+from bench.load import COUNT, FILE, FOLDER, WIDTH
+from bench.peers.measure import GROUPS, Case, measure
+from bench.peers.peer import Peer
+from bench.peers.roster import ROSTER, present
+from bench.peers.table import Runs, case_table, peers_table
+
+
+def numbers(_: click.Context, __: click.Parameter, value: str) -> list[int]:
+    """Whole numbers with commas between them."""
+    try:
+        return [int(word) for word in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not of the form 1,8,64") from None
+
+
+def names_of(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Names with commas between them, of those that there are."""
+
+    def names(_: click.Context, __: click.Parameter, value: str) -> list[str]:
+        if unknown := set(value.split(",")) - set(known):
+            raise click.BadParameter(f"no {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+        return value.split(",")
+
+    return names
+
+
+@click.command(help=__doc__, context_settings=WIDTH)
+@click.option("--peers", callback=names_of(ROSTER), default=",".join(ROSTER), help="Who takes part.")
+@click.option("--works", callback=names_of(GROUPS), default=",".join(GROUPS), help="Which groups of works.")
+@click.option("--jobs", type=COUNT, default=10_000, help="Jobs of single, worker and cycle.")
+@click.option("--bulk-jobs", type=COUNT, default=100_000, help="Jobs of bulk; fewer where their data are large.")
+@click.option("--batch", type=COUNT, default=1_000, help="Jobs in one batch of bulk.")
+@click.option("--fill", type=COUNT, default=200_000, help="Jobs of fill.")
+@click.option("--data", callback=numbers, default="100,10000", help="Bytes of data of a job.")
+@click.option("--connections", callback=numbers, default="1,8,32,64", help="Clients of single.")
+@click.option("--bulk-connections", type=COUNT, default=2, help="Clients of bulk and fill.")
+@click.option("--cycle-connections", type=COUNT, default=8, help="Clients of cycle, which hold what is leased.")
+@click.option("--waiting", callback=numbers, default="0,10000,100000,1000000", help="Jobs that wait, of cycle.")
+@click.option("--leased", callback=numbers, default="0,10000,100000,1000000", help="Jobs leased, of bulk and cycle.")
+@click.option("--repeat", type=COUNT, default=3, help="Runs of every case for every peer, by turns.")
+@click.option("--seconds", type=COUNT, default=60, help="At most, for each work and each part of what comes before.")
+@click.option("--data-root", type=FOLDER, help="Where the servers keep their data.")
+@click.option("--json", "json_file", type=FILE, help="Write all figures to this file as well, case by case.")
+def main(**options: Any) -> None:
+    peers, missing = present(options["peers"])
+    with tempfile.TemporaryDirectory(prefix="restq-bench-", dir=options["data_root"]) as folder:
+        facts = machine.facts(Path(folder))
+    click.echo("\n".join(f"{name:15} {value}" for name, value in facts.items()))
+    click.echo("\n" + peers_table(peers, missing) + "\n")
+    written: dict[str, Any] = {
+        "command": sys.argv[1:],
+        "machine": facts,
+        "peers": {peer.name: {"version": peer.version(), "promise": peer.promise} for peer in peers},
+        "missing": missing,
+        "cases": [],
+    }
+    for case in cases(options):
+        try:
+            runs = interleaved(peers, case, options)
+        except (LoadError, OSError) as error:
+            raise click.ClickException(f"{case.title}: {error}") from error
+        click.echo(case_table(case, runs) + "\n")
+        written["cases"].append(as_json(case, runs))
+        if options["json_file"] is not None:
+            options["json_file"].write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def cases(options: dict[str, Any]) -> Iterator[Case]:
+    """All that the options ask for, in the order of the groups."""
+    jobs, bulk, works = options["jobs"], options["bulk_connections"], options["works"]
+    for data in options["data"]:
+        if "single" in works:
+            for connections in options["connections"]:
+                yield Case("single", jobs, data, connections)
+        if "worker" in works:
+            yield Case("worker", jobs, data)
+        if "bulk" in works:
+            count = max(options["batch"] * bulk, min(options["bulk_jobs"], BULK_BYTES_MAX // data))
+            yield Case("bulk", count, data, bulk, batch=options["batch"])
+    least = min(options["data"])
+    if "bulk" in works:
+        for leased in filter(None, options["leased"]):
+            yield Case("bulk", options["bulk_jobs"], least, bulk, leased=leased, batch=options["batch"])
+    if "cycle" in works:
+        states = [(waiting, 0) for waiting in options["waiting"]] + [(0, leased) for leased in options["leased"]]
+        for waiting, leased in dict.fromkeys(states):
+            yield Case("cycle", jobs, least, options["cycle_connections"], waiting, leased)
+    if "fill" in works:
+        yield Case("fill", options["fill"], least, bulk)
+
+
+BULK_BYTES_MAX = 64 << 20  # of the jobs of one bulk: they are made ready in memory
+
+
+def interleaved(peers: list[Peer], case: Case, options: dict[str, Any]) -> Runs:
+    """The case for one peer after the other, then for all of them again."""
+    runs = []
+    for turn in range(options["repeat"]):
+        for peer in peers:
+            click.echo(f"{case.title}: {peer.name}, {turn + 1} of {options['repeat']} ..", err=True)
+            runs.append((peer.name, measure(peer, case, options["seconds"], options["data_root"])))
+    return runs
+
+
+def as_json(case: Case, runs: Runs) -> dict[str, Any]:
+    """The case and every run of it."""
+    return {
+        "case": vars(case),
+        "runs": [{"peer": name, "works": {work: vars(line) for work, line in lines.items()}} for name, lines in runs],
+    }
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench.peers")
