@@ -52,9 +52,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "worker": ("add", "work"),
     "bulk": ("bulk add", "bulk pull", "bulk ack"),
     "cycle": ("cycle",),
-    "fill": ("bulk add",),
+    "fill": ("fill",),
 }
-ADDING = ("add", "bulk add", "cycle")
+ADDING = ("add", "bulk add", "fill", "cycle")
 FINISHING = ("take", "work", "bulk ack", "cycle")
 
 
@@ -87,22 +87,26 @@ class Trial:
 
     def measure(self) -> Lines:
         """Go through the case. At the end the server holds what it must, and no job came twice."""
-        works = GROUPS[self.case.group]
         empty_bytes = self._memory_bytes()
         with self._crew(self.case.connections) as crew:
-            try:
-                self._prepare(crew)
-                for work in works:
-                    self._step(crew, work)
-            except NotOffered as reason:
-                self.lines = {work: Line(notes=[str(reason)]) for work in works}
-                return self.lines
-            if self.case.group == "fill":
+            self._go_through(crew)
+            if any(line.figures for line in self.lines.values()):
+                self._check_left()
                 self._note_memory(empty_bytes)
-            self._check_left()
         if self.case.group == "bulk":
             self._note_cycle()
         return self.lines
+
+    def _go_through(self, crew: Crew) -> None:
+        """Measure one work after the other; if one is not offered, neither are those that follow from it."""
+        works = list(GROUPS[self.case.group])
+        try:
+            self._prepare(crew)
+            while works:
+                self._step(crew, works[0])
+                del works[0]
+        except NotOffered as reason:
+            self.lines.update({work: Line(notes=[str(reason)]) for work in works})
 
     def _prepare(self, crew: Crew) -> None:
         """Have so many jobs leased, by the clients that are measured, then so many waiting."""
@@ -113,26 +117,17 @@ class Trial:
                     self.notes.append(f"{made:,} of {count:,} in {self.seconds_max:.0f} s before ({work})")
 
     def _made_ready(self, crew: Crew, work: str, count: int) -> int:
-        try:
-            return self._run(crew, work, count, HELD_BATCH).jobs
-        except NotOffered:
-            if work != "bulk add":
-                raise
-            return self._run(crew, "add", count, HELD_BATCH).jobs
+        return self._run(crew, work, count, HELD_BATCH).jobs
 
     def _step(self, crew: Crew, work: str) -> None:
-        """Measure one work, or note why there is nothing to measure."""
+        """Measure one work."""
         jobs = self.case.jobs if work in ADDING else min(self.case.jobs, self.added - self.finished)
         before = self._cpu_seconds()
-        try:
-            if work in ("take", "work") and self.peer.workers_max:
-                with self._workers() as workers:
-                    outcome = self._run(workers, "work", jobs, self.case.batch)
-            else:
-                outcome = self._run(crew, work, jobs, self.case.batch)
-        except NotOffered as reason:
-            self.lines[work] = Line(notes=[str(reason)])
-            return
+        if work in ("take", "work") and self.peer.workers_max:
+            with self._workers() as workers:
+                outcome = self._run(workers, "work", jobs, self.case.batch)
+        else:
+            outcome = self._run(crew, work, jobs, self.case.batch)
         line = self.lines[work] = Line(figures(outcome), list(self.notes))
         if self.peer.processes():
             line.figures["server_cpu_us_per_job"] = (self._cpu_seconds() - before) / outcome.jobs * 1e6
@@ -142,7 +137,13 @@ class Trial:
     def _run(self, crew: Crew, work: str, count: int, batch: int) -> Outcome:
         """Have the crew do it, and keep the books."""
         first = self.next_number if work in ADDING else 0
-        outcome = crew.run(work, range(first, first + count), self.case.data_bytes, batch, self.seconds_max)
+        numbers = range(first, first + count)
+        try:
+            outcome = crew.run(work, numbers, self.case.data_bytes, batch, self.seconds_max)
+        except NotOffered:
+            if work not in ("fill", "bulk add") or self.case.group == "bulk":
+                raise
+            outcome = crew.run("add", numbers, self.case.data_bytes, batch, self.seconds_max)
         if not outcome.jobs:
             raise LoadError(f"{self.peer.name}: {work} did nothing")
         if work in ADDING:
@@ -170,9 +171,8 @@ class Trial:
             raise LoadError(f"{self.peer.name} holds {left:,} jobs, and not {expected:,}")
 
     def _note_memory(self, before: int) -> None:
-        if self.peer.processes():
-            used = (self._memory_bytes() - before) / self.added
-            self.lines["bulk add"].figures["memory_bytes_per_job"] = used
+        if self.case.group == "fill" and self.peer.processes():
+            self.lines["fill"].figures["memory_bytes_per_job"] = (self._memory_bytes() - before) / self.added
 
     def _note_cycle(self) -> None:
         """What a job takes through all three: adding, pulling and finishing it in batches."""

@@ -42,6 +42,8 @@ class Record:
     latencies: array[float] = field(default_factory=lambda: array("d"))
     seen: array[int] = field(default_factory=lambda: array("q"))  # the numbers of the jobs that were taken
     ends_at: float = 0.0  # by perf_counter
+    own_seconds: float = 0.0  # of a worker that says itself from when to when it worked, if any
+    own_cpu_seconds: float = 0.0
     cut: bool = False
 
     @property

@@ -156,6 +156,7 @@ WORKS: dict[str, Callable[[Member, Share], Op[None]]] = {
     "take": take,
     "work": work,
     "bulk add": bulk_add,
+    "fill": bulk_add,
     "bulk pull": bulk_pull,
     "lease": lease,
     "bulk ack": bulk_ack,
