@@ -5,6 +5,7 @@ and the lowest and the highest rate. At the end of each run the jobs are counted
 
 \b
 The groups of works:
+  add     add one by one over so many connections (--connections, --data)
   single  add one by one over so many connections, then take and finish one by one (--connections, --data)
   worker  one worker that takes and finishes one by one in the way of the peer's users (--data)
   bulk    add, pull and ack in batches, with so many jobs leased (--data, --leased)
@@ -17,6 +18,7 @@ process, so that they may be what was measured.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import tempfile
@@ -33,6 +35,9 @@ from bench.peers.measure import GROUPS, Case, measure
 from bench.peers.peer import Peer
 from bench.peers.roster import ROSTER, present
 from bench.peers.table import Runs, case_table, peers_table
+
+DEFAULT_WORKS = ("single", "worker", "bulk", "cycle", "fill")
+BULK_BYTES_MAX = 64 << 20  # of the jobs of one bulk: they are made ready in memory
 
 
 def numbers(_: click.Context, __: click.Parameter, value: str) -> list[int]:
@@ -56,7 +61,7 @@ def names_of(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, 
 
 @click.command(help=__doc__, context_settings=WIDTH)
 @click.option("--peers", callback=names_of(ROSTER), default=",".join(ROSTER), help="Who takes part.")
-@click.option("--works", callback=names_of(GROUPS), default=",".join(GROUPS), help="Which groups of works.")
+@click.option("--works", callback=names_of(GROUPS), default=",".join(DEFAULT_WORKS), help="Which groups of works.")
 @click.option("--jobs", type=COUNT, default=10_000, help="Jobs of single, worker and cycle.")
 @click.option("--bulk-jobs", type=COUNT, default=100_000, help="Jobs of bulk; fewer where their data are large.")
 @click.option("--batch", type=COUNT, default=1_000, help="Jobs in one batch of bulk.")
@@ -71,10 +76,12 @@ def names_of(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, 
 @click.option("--seconds", type=COUNT, default=60, help="At most, for each work and each part of what comes before.")
 @click.option("--data-root", type=FOLDER, help="Where the servers keep their data.")
 @click.option("--json", "json_file", type=FILE, help="Write all figures to this file as well, case by case.")
+@click.option("--plots", type=FOLDER, help="Draw plots into this directory: needs matplotlib.")
 def main(**options: Any) -> None:
+    if options["plots"] is not None and importlib.util.find_spec("matplotlib") is None:
+        raise click.UsageError("--plots needs matplotlib: pip install matplotlib")
     peers, missing = present(options["peers"])
-    with tempfile.TemporaryDirectory(prefix="restq-bench-", dir=options["data_root"]) as folder:
-        facts = machine.facts(Path(folder))
+    facts = facts_of(options["data_root"])
     click.echo("\n".join(f"{name:15} {value}" for name, value in facts.items()))
     click.echo("\n" + peers_table(peers, missing) + "\n")
     written: dict[str, Any] = {
@@ -93,15 +100,20 @@ def main(**options: Any) -> None:
         written["cases"].append(as_json(case, runs))
         if options["json_file"] is not None:
             options["json_file"].write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    if options["plots"] is not None:
+        from bench.peers.plots import draw
+
+        for file in draw(written, options["plots"]):
+            click.echo(file)
 
 
 def cases(options: dict[str, Any]) -> Iterator[Case]:
     """All that the options ask for, in the order of the groups."""
     jobs, bulk, works = options["jobs"], options["bulk_connections"], options["works"]
     for data in options["data"]:
-        if "single" in works:
+        for group in [group for group in ("add", "single") if group in works]:
             for connections in options["connections"]:
-                yield Case("single", jobs, data, connections)
+                yield Case(group, jobs, data, connections)
         if "worker" in works:
             yield Case("worker", jobs, data)
         if "bulk" in works:
@@ -119,7 +131,10 @@ def cases(options: dict[str, Any]) -> Iterator[Case]:
         yield Case("fill", options["fill"], least, bulk)
 
 
-BULK_BYTES_MAX = 64 << 20  # of the jobs of one bulk: they are made ready in memory
+def facts_of(data_root: Path | None) -> dict[str, str]:
+    """The machine, and the disk that the servers write to."""
+    with tempfile.TemporaryDirectory(prefix="restq-bench-", dir=data_root) as folder:
+        return machine.facts(Path(folder))
 
 
 def interleaved(peers: list[Peer], case: Case, options: dict[str, Any]) -> Runs:

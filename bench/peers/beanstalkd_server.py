@@ -10,13 +10,12 @@ from typing import Any
 
 from bench.connection import Address, LoadError
 from bench.peers.daemon import HOST, Daemon, free_port, listens
-from bench.peers.peer import LEASE_SECONDS, Client, Op, Peer, payload
+from bench.peers.peer import LEASE_SECONDS, NUMBER_DIGITS, Client, Op, Peer, payload
 from bench.server import Process
 
 JOB_BYTES_MAX = 1 << 20
 WAL_BYTES = 10 << 20  # of each file of the log: its own default
-_WITH_DATA = (b"RESERVED", b"OK")
-_WELL = (b"INSERTED", b"RESERVED", b"DELETED", b"TIMED_OUT", b"OK")
+NO_JOB = b"TIMED_OUT\r\n"
 
 
 class Beanstalkd(Peer):
@@ -46,9 +45,8 @@ class Beanstalkd(Peer):
         return RawBeanstalkd(self.address)
 
     def left(self) -> int:
-        stats = asked(self.address, b"stats\r\n").decode()
-        lines = dict(line.split(": ", 1) for line in stats.splitlines() if ": " in line)
-        return sum(int(lines[f"current-jobs-{state}"]) for state in ("ready", "reserved", "delayed", "buried"))
+        said = counts(self.address)
+        return sum(int(said[f"current-jobs-{state}"]) for state in ("ready", "reserved", "delayed", "buried"))
 
     def version(self) -> str:
         return subprocess.run(["beanstalkd", "-v"], capture_output=True, text=True, check=True).stdout.strip()
@@ -72,34 +70,30 @@ class BeanstalkdSync(Beanstalkd):
 
 
 class BeanstalkReplies:
-    """So many replies as there are commands in a request, all of them together."""
+    """As many replies as there are commands in a request, all of them together.
+
+    They are counted by their lines, which costs next to nothing: no data of a job has one of its own.
+    """
 
     def __init__(self) -> None:
-        self.expected = 1
-        self._held = b""
-        self._at = 0  # where the first reply begins that is not whole yet
-        self._found = 0
+        self._word, self._count, self._lines = b"", 0, 0
+        self._chunks: list[bytes] = []
+
+    def expect(self, word: bytes, count: int) -> None:
+        """What each of the next replies begins with."""
+        self._word, self._count = word, count
+        self._lines = count * (2 if word == b"RESERVED" else 1)
 
     def feed(self, chunk: bytes) -> bytes | None:
-        held = self._held = self._held + chunk if self._held else chunk
-        at = self._at
-        while self._found < self.expected:
-            end = held.find(b"\r\n", at)
-            if end < 0:
-                break
-            words = held[at:end].split(b" ")
-            if words[0] not in _WELL:
-                raise LoadError(f"it said {held[at:end]!r}")
-            after = end + 2 + (int(words[-1]) + 2 if words[0] in _WITH_DATA else 0)
-            if after > len(held):
-                break
-            at = after
-            self._found += 1
-        self._at = at
-        if self._found < self.expected:
+        self._chunks.append(chunk)
+        self._lines -= chunk.count(b"\n")
+        if self._lines > 0 and not chunk.endswith(NO_JOB):
             return None
-        self._held, self._at, self._found = b"", 0, 0
-        return held
+        reply = b"".join(self._chunks)
+        self._chunks = []
+        if reply.count(self._word) != self._count and reply != NO_JOB:
+            raise LoadError(f"not all of {self._count:,} replies are {self._word.decode()}: {reply[:200]!r}")
+        return reply
 
 
 class RawBeanstalkd(Client):
@@ -110,46 +104,44 @@ class RawBeanstalkd(Client):
         self.replies = BeanstalkReplies()
 
     def add(self, number: int, data_bytes: int) -> Op[None]:
-        yield from self._sent("put", put(number, data_bytes), 1)
+        yield from self._sent(b"INSERTED", put(number, data_bytes), 1)
 
     def ready(self, numbers: Sequence[int], data_bytes: int) -> tuple[int, bytes]:
         return len(numbers), b"".join(put(number, data_bytes) for number in numbers)
 
     def add_many(self, ready: tuple[int, bytes]) -> Op[None]:
         count, commands = ready
-        yield from self._sent("bulk put", commands, count)
+        yield from self._sent(b"INSERTED", commands, count)
 
     def take(self) -> Op[int | None]:
-        reply = yield from self._sent("reserve", b"reserve-with-timeout 0\r\n", 1)
-        if not reply.startswith(b"RESERVED"):
+        reply = yield from self._sent(b"RESERVED", b"reserve-with-timeout 0\r\n", 1)
+        if reply == NO_JOB:
             return None
         head, _, data = reply.partition(b"\r\n")
-        yield from self._sent("delete", b"delete %s\r\n" % head.split(b" ")[1], 1)
-        return int(data[:20])
+        yield from self._sent(b"DELETED", b"delete %s\r\n" % head.split(b" ")[1], 1)
+        return int(data[:NUMBER_DIGITS])
 
     def pull_many(self, count: int) -> Op[tuple[int, Any]]:
-        replies = yield from self._sent("bulk reserve", b"reserve-with-timeout 0\r\n" * count, count)
-        return replies.count(b"RESERVED "), replies
+        replies = yield from self._sent(b"RESERVED", b"reserve-with-timeout 0\r\n" * count, count)
+        return count, replies
 
     def parse(self, pulled: bytes) -> tuple[list[int], tuple[int, bytes]]:
         numbers, deletes, at = [], [], 0
         while at < len(pulled):
             end = pulled.index(b"\r\n", at)
-            words = pulled[at:end].split(b" ")
-            at = end + 2
-            if words[0] == b"RESERVED":
-                numbers.append(int(pulled[at : at + 20]))
-                deletes.append(b"delete %s\r\n" % words[1])
-                at += int(words[2]) + 2
+            _, job_id, data_bytes = pulled[at:end].split(b" ")
+            numbers.append(int(pulled[end + 2 : end + 2 + NUMBER_DIGITS]))
+            deletes.append(b"delete %s\r\n" % job_id)
+            at = end + 2 + int(data_bytes) + 2
         return numbers, (len(deletes), b"".join(deletes))
 
     def ack_many(self, leases: tuple[int, bytes]) -> Op[None]:
         count, commands = leases
-        yield from self._sent("bulk delete", commands, count)
+        yield from self._sent(b"DELETED", commands, count)
 
-    def _sent(self, kind: str, commands: bytes, count: int) -> Op[bytes]:
-        self.replies.expected = count
-        reply: bytes = yield kind, commands
+    def _sent(self, word: bytes, commands: bytes, count: int) -> Op[bytes]:
+        self.replies.expect(word, count)
+        reply: bytes = yield word.decode(), commands
         return reply
 
 
@@ -159,12 +151,10 @@ def put(number: int, data_bytes: int) -> bytes:
     return b"put 0 0 %d %d\r\n%s\r\n" % (LEASE_SECONDS, len(data), data)
 
 
-def asked(address: Address, command: bytes) -> bytes:
-    """What it says to one command, without its first line."""
-    replies = BeanstalkReplies()
-    with socket.create_connection(address) as connection:
-        connection.sendall(command)
-        reply = None
-        while reply is None:
-            reply = replies.feed(connection.recv(1 << 16))
-    return reply.partition(b"\r\n")[2]
+def counts(address: Address) -> dict[str, str]:
+    """What it says of itself."""
+    with socket.create_connection(address) as connection, connection.makefile("rwb") as stream:
+        stream.write(b"stats\r\n")
+        stream.flush()
+        said = stream.read(int(stream.readline().split()[1])).decode()
+    return dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)

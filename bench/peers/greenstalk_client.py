@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib import metadata
+from typing import Any
 
 import greenstalk
 
 from bench.connection import Address
 from bench.peers.beanstalkd_server import JOB_BYTES_MAX, BeanstalkdSync
-from bench.peers.peer import LEASE_SECONDS, Client, Op, payload
+from bench.peers.peer import LEASE_SECONDS, NUMBER_DIGITS, Client, NotOffered, Op, payload
 
 
 class Greenstalk(BeanstalkdSync):
@@ -45,6 +46,9 @@ class GreenstalkClient(Client):
         self._client.put(payload(number, data_bytes), ttr=LEASE_SECONDS)
         yield from ()
 
+    def pull_many(self, count: int) -> Op[tuple[int, Any]]:
+        raise NotOffered("greenstalk has no bulk way; for jobs that stay leased see beanstalkd-f0")
+
     def take(self) -> Op[int | None]:
         yield from ()
         try:
@@ -52,4 +56,4 @@ class GreenstalkClient(Client):
         except greenstalk.TimedOutError:
             return None
         self._client.delete(job)
-        return int(job.body[:20])
+        return int(job.body[:NUMBER_DIGITS])

@@ -48,12 +48,15 @@ Lines = dict[str, Line]  # by work
 
 # What each group measures, in this order: first what adds the jobs.
 GROUPS: dict[str, tuple[str, ...]] = {
+    "add": ("add",),
     "single": ("add", "take"),
     "worker": ("add", "work"),
     "bulk": ("bulk add", "bulk pull", "bulk ack"),
     "cycle": ("cycle",),
     "fill": ("fill",),
 }
+ONE_BY_ONE = ("single", "add", "worker", "cycle")
+BULK_PROCESSES_MAX = 8
 ADDING = ("add", "bulk add", "fill", "cycle")
 FINISHING = ("take", "work", "bulk ack", "cycle")
 
@@ -109,18 +112,25 @@ class Trial:
             self.lines.update({work: Line(notes=[str(reason)]) for work in works})
 
     def _prepare(self, crew: Crew) -> None:
-        """Have so many jobs leased, by the clients that are measured, then so many waiting."""
-        for count, works in ((self.case.leased, ("bulk add", "lease")), (self.case.waiting, ("bulk add",))):
-            for work in works if count else ():
-                made = self._made_ready(crew, work, count)
-                if made < count:
-                    self.notes.append(f"{made:,} of {count:,} in {self.seconds_max:.0f} s before ({work})")
+        """Have so many jobs leased, by the clients that are measured, then so many waiting; or as many as time allows."""
+        case = self.case
+        if case.leased:
+            self._made_ready(crew, "lease", self._made_ready(crew, "bulk add", case.leased))
+        if case.waiting:
+            self._made_ready(crew, "bulk add", case.waiting)
 
     def _made_ready(self, crew: Crew, work: str, count: int) -> int:
-        return self._run(crew, work, count, HELD_BATCH).jobs
+        made = self._run(crew, work, count, HELD_BATCH).jobs
+        if made < count:
+            self.notes.append(
+                f"before it, {work} of {count:,} was cut off after {self.seconds_max} s and {made:,} jobs"
+            )
+        return made
 
     def _step(self, crew: Crew, work: str) -> None:
         """Measure one work."""
+        if work == "fill" and self.peer.left() is None:
+            raise NotOffered("it keeps no jobs")
         jobs = self.case.jobs if work in ADDING else min(self.case.jobs, self.added - self.finished)
         before = self._cpu_seconds()
         if work in ("take", "work") and self.peer.workers_max:
@@ -132,7 +142,7 @@ class Trial:
         if self.peer.processes():
             line.figures["server_cpu_us_per_job"] = (self._cpu_seconds() - before) / outcome.jobs * 1e6
         if outcome.cut:
-            line.notes.append(f"cut off after {self.seconds_max:.0f} s and {outcome.jobs:,} jobs")
+            line.notes.append(f"cut off after {self.seconds_max} s and {outcome.jobs:,} jobs")
 
     def _run(self, crew: Crew, work: str, count: int, batch: int) -> Outcome:
         """Have the crew do it, and keep the books."""
@@ -183,7 +193,8 @@ class Trial:
             self.lines["bulk cycle"] = Line({"jobs": lines[-1].figures["jobs"], "jobs_per_s": rate}, notes)
 
     def _crew(self, connections: int) -> closing[Crew]:
-        count = min(self.peer.processes_max, connections)
+        # The clients of a batch work on it for long: one that shares its thread with others would keep them waiting.
+        count = min(connections, self.peer.processes_max if self.case.group in ONE_BY_ONE else BULK_PROCESSES_MAX)
         shape = [len(range(place, connections, count)) for place in range(count)]
         return closing(Crew(self.peer, shape))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import restq
 from bench.connection import Address, HttpReplies, LoadError, call, request
-from bench.peers.peer import LEASE_SECONDS, Client, Op, Peer, Record, payload
+from bench.peers.peer import LEASE_SECONDS, NUMBER_DIGITS, Client, Op, Peer, Record, payload
 from bench.server import Process, Server
 from bench.workload import Workload
 from restq.client import Realm
@@ -187,7 +187,7 @@ class PythonRestq(Client):
         if not jobs:
             return None
         self._realm.ack(jobs)
-        return int(jobs[0].data[:20])
+        return int(jobs[0].data[:NUMBER_DIGITS])
 
     def pull_many(self, count: int) -> Op[tuple[int, Any]]:
         jobs = self._realm.pull_jobs(count)
@@ -195,7 +195,7 @@ class PythonRestq(Client):
         return len(jobs), jobs
 
     def parse(self, pulled: Any) -> tuple[list[int], Any]:
-        return [int(job.data[:20]) for job in pulled], pulled
+        return [int(job.data[:NUMBER_DIGITS]) for job in pulled], pulled
 
     def ack_many(self, leases: Any) -> Op[None]:
         self._realm.ack(leases)
@@ -207,7 +207,7 @@ class PythonRestq(Client):
         for left in range(count - 1, -1, -1):
             if record.is_over:
                 return
-            record.seen.append(int(job.data[:20]))
+            record.seen.append(int(job.data[:NUMBER_DIGITS]))
             started = perf_counter()
             reply = self._realm.exchange(ack=job, pull={"count": 1} if left else None)
             record.did(1, started)

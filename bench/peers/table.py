@@ -39,15 +39,17 @@ def case_table(case: Case, runs: Runs) -> str:
     names = list(dict.fromkeys(name for name, _ in runs))
     used = [key for key in COLUMNS if any(key in found for work in works for found in _all(runs, work))]
     rows = [["work", "peer", *(COLUMNS[key] for key in used), "lowest", "highest"]]
-    notes = []
+    notes: dict[str, list[str]] = {}  # who it is said of
     for work in works:
         for name in names:
             every = [lines[work] for of, lines in runs if of == name and work in lines]
             found = [line.figures for line in every if line.figures]
-            rows.append([work, name, *_cells(found, used)])
-            said = dict.fromkeys(note for line in every for note in line.notes)
-            notes += [f"  {work}, {name}: {note}" for note in said]
-    return "\n".join([case.title, table(rows, left=2), *notes])
+            if found:
+                rows.append([work, name, *_cells(found, used)])
+            for note in dict.fromkeys(note for line in every for note in line.notes):
+                notes.setdefault(f"{work}: {note}" if found else f"no {work}: {note}", []).append(name)
+    said = [f"  {note} ({', '.join(who)})" for note, who in notes.items()]
+    return "\n".join([case.title, table(rows, left=2), *said])
 
 
 def _all(runs: Runs, work: str) -> list[Figures]:
