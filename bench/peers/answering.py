@@ -1,6 +1,6 @@
 """A server on bare Tornado that answers `{}` to whatever is asked, run as `python -m bench.peers.answering KIND PORT`.
 
-It is the limit of the framework: the same loop, the same settings and the same request as restq's, and no work.
+It is the limit of the framework: on the loop that restq runs on, for the same request, with no work to do.
 KIND is `handler`, for Tornado's `RequestHandler`, or `delegate`, for its `HTTPMessageDelegate`.
 """
 

@@ -112,7 +112,7 @@ class Trial:
             self.lines.update({work: Line(notes=[str(reason)]) for work in works})
 
     def _prepare(self, crew: Crew) -> None:
-        """Have so many jobs leased, by the clients that are measured, then so many waiting; or as many as time allows."""
+        """Have so many jobs leased, by the clients that are measured, then so many waiting; as many as time allows."""
         case = self.case
         if case.leased:
             self._made_ready(crew, "lease", self._made_ready(crew, "bulk add", case.leased))

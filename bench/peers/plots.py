@@ -1,4 +1,4 @@
-"""Plots of what `bench.peers --json` wrote: `python -m bench.peers.plots FIGURES.json DIR`."""
+"""Plots of what `bench.peers --json` wrote, in one file or several: `python -m bench.peers.plots FIGURES.. DIR`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bench.load import FILE, FOLDER
+from bench.peers.restq_server import PROMISE
 
 WIDTH_INCHES, DOTS_PER_INCH = 8.0, 120
-OURS, OTHERS = "#b3361b", "#5f6b7a"
+OURS = "#b3361b"
+OTHERS = {"beanstalkd": "#5f6b7a", "greenstalk": "#9aa5b1", "nats": "#2f7f86", "huey": "#8a7a3d"}
+OTHER = "#7d6b8a"
+STAR, STARRED = "*", "    * not synced before the answer"
 MARKERS = "osD^vP*X"
 BULK_WORKS = ("bulk add", "bulk pull", "bulk ack")
 
@@ -24,7 +28,7 @@ Points = dict[str, dict[int, float]]  # by peer: a median at each size
 
 def draw(written: dict[str, Any], folder: Path) -> list[Path]:
     """Write every plot for which there are figures; their files."""
-    cases = written["cases"]
+    cases = [_labelled(case, written["peers"]) for case in written["cases"]]
     drawn = [
         (folder / "throughput.png", _throughput(cases)),
         (folder / "leased.png", _lines(_points(cases, "bulk", "bulk cycle", "jobs_per_s", "leased"), *LEASED_LABELS)),
@@ -38,6 +42,14 @@ def draw(written: dict[str, Any], folder: Path) -> list[Path]:
 
 LEASED_LABELS = ("Cycles in batches of 1,000 while jobs are leased", "jobs leased", "jobs/s")
 WAITING_LABELS = ("Add, take and finish one job while others wait", "jobs waiting", "99th percentile, ms")
+
+
+def _labelled(case: Any, peers: dict[str, Any]) -> Any:
+    """The case with a star at the name of each peer that promises less than restq does."""
+    labels = {
+        name: name if said["promise"] == PROMISE else f"{name} ({said['promise']})" for name, said in peers.items()
+    }
+    return {**case, "runs": [{**run, "peer": labels[run["peer"]]} for run in case["runs"]]}
 
 
 def _points(cases: list[Any], group: str, work: str, figure: str, size: str) -> Points:
@@ -78,6 +90,7 @@ def _throughput(cases: list[Any]) -> Figure | None:
     left, right = figure.subplots(1, 2)
     clients = f"{single['case']['connections']} clients, {least} bytes"
     _bars(left, [(f"single add, {clients}", _medians(single, "add", "jobs_per_s"))])
+    figure.supxlabel(STARRED.strip(), fontsize=9)
     _bars(right, [(work, _medians(bulk, work, "jobs_per_s")) for work in BULK_WORKS])
     return figure
 
@@ -94,15 +107,16 @@ def _bars(axes: Axes, groups: list[tuple[str, dict[str, float]]]) -> None:
                 at,
                 rates.get(name, 0.0),
                 height * 0.9,
-                color=OURS if name.startswith("restq") else OTHERS,
+                color=_colour(name),
                 alpha=1.0 - 0.3 * place,
                 label=label if row == 0 else None,
             )
     axes.set_yticks(range(len(names)), names)
-    axes.set_title(groups[0][0] if len(groups) == 1 else "batches: add, pull and ack, from the top", fontsize=10)
-    axes.set_xlabel("jobs/s")
-    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-    _quiet(axes)
+    axes.set_title(groups[0][0] if len(groups) == 1 else "batches of 1,000: add, pull, ack", fontsize=10)
+    axes.set_xlabel("thousands of jobs/s")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g}"))
+    axes.tick_params(labelsize=9)
+    _quiet(axes, "x")
 
 
 def _lines(points: Points, title: str, across: str, up: str) -> Figure | None:
@@ -117,7 +131,7 @@ def _lines(points: Points, title: str, across: str, up: str) -> Figure | None:
         axes.plot(
             [sizes.index(size) for size in sorted(line)],
             [line[size] for size in sorted(line)],
-            color=OURS if ours else OTHERS,
+            color=_colour(name),
             linewidth=2.0 if ours else 1.2,
             marker=MARKERS[place % len(MARKERS)],
             markersize=5,
@@ -127,16 +141,22 @@ def _lines(points: Points, title: str, across: str, up: str) -> Figure | None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel(across)
+    axes.set_xlabel(across + (STARRED if any(name.endswith(STAR) for name in points) else ""))
     axes.set_ylabel(up)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    _quiet(axes)
+    _quiet(axes, "y")
     return figure
 
 
-def _quiet(axes: Axes) -> None:
+def _colour(name: str) -> str:
+    if name.startswith("restq"):
+        return OURS
+    return next((colour for start, colour in OTHERS.items() if name.startswith(start)), OTHER)
+
+
+def _quiet(axes: Axes, along: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x" if axes.get_xlabel() == "jobs/s" else "y", color="#dddddd", linewidth=0.6)
+    axes.grid(axis=along, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -145,11 +165,16 @@ def _thousands(value: float, _: object) -> str:
 
 
 @click.command(help=__doc__)
-@click.argument("figures", type=FILE)
+@click.argument("figures", type=FILE, nargs=-1, required=True)
 @click.argument("folder", type=FOLDER)
-def main(figures: Path, folder: Path) -> None:
-    for file in draw(json.loads(figures.read_text(encoding="utf-8")), folder):
-        click.echo(file)
+def main(figures: tuple[Path, ...], folder: Path) -> None:
+    written: dict[str, Any] = {"peers": {}, "cases": []}
+    for file in figures:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        written["peers"].update(found["peers"])
+        written["cases"] += found["cases"]
+    for drawn in draw(written, folder):
+        click.echo(drawn)
 
 
 if __name__ == "__main__":
