@@ -17,7 +17,7 @@ from bench.peers.teams import TEAMS, Team
 from bench.peers.works import WORKS, Member, Share
 
 SPARE_SECONDS = 240.0  # beside the time limit of a work: to make it ready, and for the last call of each client
-END_SECONDS_MAX = 20.0
+END_SECONDS_MAX = 5.0
 
 
 @dataclass(frozen=True)

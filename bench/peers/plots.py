@@ -46,9 +46,7 @@ WAITING_LABELS = ("Add, take and finish one job while others wait", "jobs waitin
 
 def _labelled(case: Any, peers: dict[str, Any]) -> Any:
     """The case with a star at the name of each peer that promises less than restq does."""
-    labels = {
-        name: name if said["promise"] == PROMISE else f"{name} ({said['promise']})" for name, said in peers.items()
-    }
+    labels = {name: name if said["promise"] == PROMISE else name + STAR for name, said in peers.items()}
     return {**case, "runs": [{**run, "peer": labels[run["peer"]]} for run in case["runs"]]}
 
 

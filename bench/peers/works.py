@@ -78,6 +78,7 @@ def take(member: Member, share: Share) -> Op[None]:
 
 def work(member: Member, share: Share) -> Op[None]:
     """One worker in the way that the peer's users have it."""
+    assert share.members == 1, "a worker is the only one of its process"
     return member.client.work(len(share.numbers), share.record)
 
 
