@@ -16,13 +16,13 @@ import pytest
 
 from bench.connection import LoadError
 from bench.peers import roster
-from bench.peers.__main__ import as_json
 from bench.peers.beanstalkd_server import NO_JOB, BeanstalkReplies
 from bench.peers.measure import Case, Line, Lines, measure
 from bench.peers.peer import Client, Op, Peer, payload
 from bench.peers.roster import ROSTER, Entry, present
 from bench.peers.table import case_table, peers_table
 from bench.peers.targets import Target, reached, shown, targets
+from bench.peers.turns import as_json, failed, interleaved
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 60
@@ -264,6 +264,21 @@ def test_reached_of_turns_compares_with_best_of_each() -> None:
     assert shown([(target, found)], {}).splitlines()[1].split() == "a row 3 3.50 3.00 4.00 50 15 x, y".split()
 
 
+def test_interleaved_with_one_that_fails_notes_it_and_goes_on() -> None:
+    class Broken(TablePeer):
+        name = "broken"
+
+        def start(self, folder: Path) -> None:
+            raise LoadError("it does not start")
+
+    runs = interleaved([Broken(), TablePeer()], Case("add", 5), {"repeat": 2, "seconds": SECONDS, "data_root": None})
+    assert [name for name, _ in runs] == ["broken", "table"] * 2
+    assert runs[0][1]["add"].notes == ["FAILED: it does not start"]
+    assert runs[1][1]["add"].figures["jobs"] == 5
+    assert failed(runs)
+    assert not failed(runs[1:2])
+
+
 def test_reached_without_peer_says_what_is_missing() -> None:
     target = Target("a row", 3, Case("add", 10), "add", "restq", ("rq",))
     assert reached(target, [("restq", {"add": line(40.0)})]) is None
@@ -274,6 +289,26 @@ def test_targets_name_works_that_their_cases_measure() -> None:
     for target in targets(10, 10, 10):
         assert target.work.split()[0] in (target.case.group, target.case.group[:4], "add", "work", "bulk")
         assert set(target.theirs) <= set(ROSTER)
+
+
+def test_targets_of_few_jobs_print_every_row(tmp_path: Path, short_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    options = "--jobs 20 --bulk-jobs 40 --leased 20 --repeat 1".split()
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.peers.targets", *options, "--json", str(figures), "--data-root", str(short_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    written = json.loads(figures.read_text(encoding="utf-8"))
+    assert [row["row"] for row in written["rows"]] == [target.row for target in targets(20, 40, 20)]
+    for row, target in zip(written["rows"], targets(20, 40, 20), strict=True):
+        here = target.ours not in written["missing"] and not set(target.theirs) <= set(written["missing"])
+        assert len(row.get("ratios", [])) == here, row
+        assert target.row in run.stdout
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

@@ -21,20 +21,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
-from bench import machine
-from bench.connection import LoadError
 from bench.load import COUNT, FILE, FOLDER, WIDTH
-from bench.peers.measure import GROUPS, Case, measure
-from bench.peers.peer import Peer
+from bench.peers.measure import GROUPS, Case
 from bench.peers.roster import ROSTER, present
-from bench.peers.table import Runs, case_table, peers_table
+from bench.peers.table import case_table
+from bench.peers.turns import as_json, begin, failed, interleaved
 
 DEFAULT_WORKS = ("single", "worker", "bulk", "cycle", "fill")
 BULK_BYTES_MAX = 64 << 20  # of the jobs of one bulk: they are made ready in memory
@@ -81,21 +77,11 @@ def main(**options: Any) -> None:
     if options["plots"] is not None and importlib.util.find_spec("matplotlib") is None:
         raise click.UsageError("--plots needs matplotlib: pip install matplotlib")
     peers, missing = present(options["peers"])
-    facts = facts_of(options["data_root"])
-    click.echo("\n".join(f"{name:15} {value}" for name, value in facts.items()))
-    click.echo("\n" + peers_table(peers, missing) + "\n")
-    written: dict[str, Any] = {
-        "command": sys.argv[1:],
-        "machine": facts,
-        "peers": {peer.name: {"version": peer.version(), "promise": peer.promise} for peer in peers},
-        "missing": missing,
-        "cases": [],
-    }
+    written: dict[str, Any] = {**begin(peers, missing, options["data_root"]), "cases": []}
+    any_failed = False
     for case in cases(options):
-        try:
-            runs = interleaved(peers, case, options)
-        except (LoadError, OSError) as error:
-            raise click.ClickException(f"{case.title}: {error}") from error
+        runs = interleaved(peers, case, options)
+        any_failed = any_failed or failed(runs)
         click.echo(case_table(case, runs) + "\n")
         written["cases"].append(as_json(case, runs))
         if options["json_file"] is not None:
@@ -105,6 +91,7 @@ def main(**options: Any) -> None:
 
         for file in draw(written, options["plots"]):
             click.echo(file)
+    sys.exit(any_failed)
 
 
 def cases(options: dict[str, Any]) -> Iterator[Case]:
@@ -129,30 +116,6 @@ def cases(options: dict[str, Any]) -> Iterator[Case]:
             yield Case("cycle", jobs, least, options["cycle_connections"], waiting, leased)
     if "fill" in works:
         yield Case("fill", options["fill"], least, bulk)
-
-
-def facts_of(data_root: Path | None) -> dict[str, str]:
-    """The machine, and the disk that the servers write to."""
-    with tempfile.TemporaryDirectory(prefix="restq-bench-", dir=data_root) as folder:
-        return machine.facts(Path(folder))
-
-
-def interleaved(peers: list[Peer], case: Case, options: dict[str, Any]) -> Runs:
-    """The case for one peer after the other, then for all of them again."""
-    runs = []
-    for turn in range(options["repeat"]):
-        for peer in peers:
-            click.echo(f"{case.title}: {peer.name}, {turn + 1} of {options['repeat']} ..", err=True)
-            runs.append((peer.name, measure(peer, case, options["seconds"], options["data_root"])))
-    return runs
-
-
-def as_json(case: Case, runs: Runs) -> dict[str, Any]:
-    """The case and every run of it."""
-    return {
-        "case": vars(case),
-        "runs": [{"peer": name, "works": {work: vars(line) for work, line in lines.items()}} for name, lines in runs],
-    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import tornado
 from bench.peers.daemon import HOST, Daemon, free_port, listens
 from bench.peers.peer import Client, Op, Peer
 from bench.peers.restq_server import RawRestq
-from bench.server import Process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,14 +26,8 @@ class Tornado(Peer):
     def start(self, folder: Path) -> None:
         port = free_port()
         command = [sys.executable, "-m", "bench.peers.answering", self.kind, str(port)]
-        self._daemon = Daemon(command, folder, lambda: listens(port), python_path=ROOT)
+        self.daemon = Daemon(command, folder, lambda: listens(port), python_path=ROOT)
         self._address = (HOST, port)
-
-    def stop(self) -> None:
-        self._daemon.stop()
-
-    def processes(self) -> list[Process]:
-        return self._daemon.processes()
 
     def connect(self, index: int) -> Client:
         return Asking(RawRestq(self._address, ["bench-0"]))

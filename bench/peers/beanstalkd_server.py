@@ -11,7 +11,6 @@ from typing import Any
 from bench.connection import Address, LoadError
 from bench.peers.daemon import HOST, Daemon, free_port, listens
 from bench.peers.peer import LEASE_SECONDS, NUMBER_DIGITS, Client, Op, Peer, payload
-from bench.server import Process
 
 JOB_BYTES_MAX = 1 << 20
 WAL_BYTES = 10 << 20  # of each file of the log: its own default
@@ -32,14 +31,8 @@ class Beanstalkd(Peer):
         port = free_port()
         options = [option.replace("DIR", str(folder)) for option in self.options]
         command = ["beanstalkd", "-l", HOST, "-p", str(port), "-z", str(JOB_BYTES_MAX), *options]
-        self._daemon = Daemon(command, folder, lambda: listens(port))
+        self.daemon = Daemon(command, folder, lambda: listens(port))
         self.address: Address = (HOST, port)
-
-    def stop(self) -> None:
-        self._daemon.stop()
-
-    def processes(self) -> list[Process]:
-        return self._daemon.processes()
 
     def connect(self, index: int) -> Client:
         return RawBeanstalkd(self.address)

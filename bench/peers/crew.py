@@ -92,14 +92,15 @@ class Crew:
         )
 
     def close(self) -> None:
-        """Disconnect all clients; what they hold goes back, where the peer has it so."""
+        """Disconnect all clients; what they hold goes back, where the peer has it so. Those at work are killed."""
         for channel in self._channels:
             try:
                 channel.send(None)
             except OSError:  # that one has ended
                 continue
+        ends_at = time.perf_counter() + END_SECONDS_MAX
         for process in self._processes:
-            process.join(END_SECONDS_MAX)
+            process.join(max(0.0, ends_at - time.perf_counter()))
             if process.is_alive():
                 process.kill()
                 process.join()

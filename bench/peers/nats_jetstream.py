@@ -16,7 +16,6 @@ from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType,
 from bench.peers.daemon import HOST, Daemon, free_port, listens
 from bench.peers.peer import LEASE_SECONDS, NUMBER_DIGITS, Client, Op, Peer, payload
 from bench.peers.roster import program
-from bench.server import Process
 
 STREAM, SUBJECT, CONSUMER = "bench", "jobs", "workers"
 ANSWER_SECONDS_MAX = 120.0
@@ -41,14 +40,8 @@ class NatsJetstream(Peer):
         )
         command = program("nats-server")
         assert command is not None, "the roster looked for it"
-        self._daemon = Daemon([command, "-c", str(settings)], folder, lambda: listens(port))
+        self.daemon = Daemon([command, "-c", str(settings)], folder, lambda: listens(port))
         asyncio.run(self._asked(_declare))
-
-    def stop(self) -> None:
-        self._daemon.stop()
-
-    def processes(self) -> list[Process]:
-        return self._daemon.processes()
 
     def connect(self, index: int) -> Client:
         return NatsClient(self._url)

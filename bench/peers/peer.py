@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, TypeVar
 
+from bench.peers.daemon import Daemon
 from bench.server import Process
 
 LEASE_SECONDS = 86_400  # no lease may end during a measurement
@@ -120,15 +121,20 @@ class Peer:
     processes_max: ClassVar[int] = 1  # of clients: one thread that costs next to nothing will do for most
     workers_max: ClassVar[int] = 0  # where jobs are taken by workers, a process each: how many there are at most
 
+    daemon: Daemon | None = None  # the server, while it runs, where it is one command
+
     def start(self, folder: Path) -> None:
         """Start it on a directory that is new and empty."""
 
     def stop(self) -> None:
-        """End what was started."""
+        """End what was started, if anything was."""
+        if self.daemon is not None:
+            self.daemon.stop()
+            self.daemon = None
 
     def processes(self) -> list[Process]:
         """Those of the server, whose CPU time and memory count as its own."""
-        return []
+        return self.daemon.processes() if self.daemon is not None else []
 
     def connect(self, index: int) -> Client:
         """The client number `index`. It opens nothing before its `open`."""

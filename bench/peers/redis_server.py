@@ -10,7 +10,6 @@ import redis
 
 from bench.peers.daemon import HOST, Daemon, free_port, listens
 from bench.peers.peer import Peer
-from bench.server import Process
 
 
 class OnRedis(Peer):
@@ -25,13 +24,7 @@ class OnRedis(Peer):
         self.port = free_port()
         command = ["redis-server", "--bind", HOST, "--port", str(self.port), "--dir", str(folder), "--save", ""]
         command += ["--appendonly", "yes", "--appendfsync", "always"]
-        self._daemon = Daemon(command, folder, lambda: listens(self.port))
-
-    def stop(self) -> None:
-        self._daemon.stop()
-
-    def processes(self) -> list[Process]:
-        return self._daemon.processes()
+        self.daemon = Daemon(command, folder, lambda: listens(self.port))
 
     def redis(self) -> Any:
         """A client of the server."""

@@ -35,6 +35,9 @@ class Restq(Peer):
     team = "wire"
     shards = 1
 
+    def __init__(self) -> None:
+        self._server: Server | None = None
+
     def start(self, folder: Path) -> None:
         self._server = Server(folder / "data", ["--shards", str(self.shards)])
         self._server.start()
@@ -43,10 +46,13 @@ class Restq(Peer):
             call(self.address, "PUT", f"/{realm}/shard", b'{"shard":%d}' % shard)
 
     def stop(self) -> None:
-        self._server.stop()
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
 
     @property
     def address(self) -> Address:
+        assert self._server is not None, "started first"
         return self._server.address
 
     @property
@@ -55,7 +61,7 @@ class Restq(Peer):
         return [f"bench-{shard}" for shard in range(self.shards)]
 
     def processes(self) -> list[Process]:
-        return self._server.processes()
+        return self._server.processes() if self._server is not None else []
 
     def connect(self, index: int) -> Client:
         at = index % self.shards

@@ -14,13 +14,12 @@ from typing import Any
 
 import click
 
-from bench.connection import LoadError
 from bench.load import COUNT, FILE, FOLDER, WIDTH
-from bench.peers.__main__ import facts_of, interleaved
 from bench.peers.measure import Case
 from bench.peers.peer import Peer
 from bench.peers.roster import ROSTER, present
-from bench.peers.table import Runs, peers_table
+from bench.peers.table import Runs, case_table
+from bench.peers.turns import begin, failed, interleaved
 from bench.report import number, table
 
 BULK_PEERS = ("beanstalkd-f0", "rq", "nats")  # those with a bulk way, and durable
@@ -74,20 +73,19 @@ class Reached:
 
 def reached(target: Target, runs: Runs) -> Reached | None:
     """The ratios of a row; None where restq or all of its peers have no figure."""
-    rates: dict[str, list[float]] = {}
+    rates: dict[str, list[float]] = {}  # 0 in a turn without a figure
     for name, lines in runs:
-        if target.work in lines and lines[target.work].figures:
-            rates.setdefault(name, []).append(lines[target.work].figures["jobs_per_s"])
-    theirs = [name for name in target.theirs if name in rates]
-    if target.ours not in rates or not theirs:
-        return None
-    ratios: list[float] = []
-    best: dict[str, list[float]] = {}
-    for turn, rate in enumerate(rates[target.ours]):
-        name = max(theirs, key=lambda name: rates[name][turn])
-        best.setdefault(name, []).append(rates[name][turn])
-        ratios.append(rate / rates[name][turn])
-    return Reached(ratios, rates[target.ours], best)
+        line = lines.get(target.work)
+        rates.setdefault(name, []).append(line.figures.get("jobs_per_s", 0.0) if line else 0.0)
+    found = Reached([], [], {})
+    for turn, ours in enumerate(rates.get(target.ours, [])):
+        theirs = {name: rates[name][turn] for name in target.theirs if name in rates}
+        best = max(theirs, key=theirs.__getitem__, default=None)
+        if best is not None and ours and theirs[best]:
+            found.ratios.append(ours / theirs[best])
+            found.ours.append(ours)
+            found.best.setdefault(best, []).append(theirs[best])
+    return found if found.ratios else None
 
 
 def shown(rows: list[tuple[Target, Reached | None]], missing: dict[str, list[str]]) -> str:
@@ -127,27 +125,19 @@ def main(**options: Any) -> None:
     named = dict.fromkeys(name for target in every for name in (target.ours, *target.theirs))
     peers, missing = present([name for name in named if name in ROSTER])
     missing |= {name: ["it is not in the roster"] for name in named if name not in ROSTER}
-    facts = facts_of(options["data_root"])
-    click.echo("\n".join(f"{name:15} {value}" for name, value in facts.items()))
-    click.echo("\n" + peers_table(peers, missing) + "\n")
-    try:
-        runs = {case: _runs(case, every, peers, options) for case in dict.fromkeys(target.case for target in every)}
-    except (LoadError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    written = begin(peers, missing, options["data_root"])
+    runs = {case: _runs(case, every, peers, options) for case in dict.fromkeys(target.case for target in every)}
     rows = [(target, reached(target, runs[target.case])) for target in every]
     click.echo(shown(rows, missing))
     if options["json_file"] is not None:
-        written = {
-            "command": sys.argv[1:],
-            "machine": facts,
-            "peers": {peer.name: peer.version() for peer in peers},
-            "missing": missing,
-            "rows": [
-                {"row": target.row, "at_least": target.at_least, **(vars(found) if found else {})}
-                for target, found in rows
-            ],
-        }
+        written["rows"] = [
+            {"row": target.row, "at_least": target.at_least, **(vars(found) if found else {})} for target, found in rows
+        ]
         options["json_file"].write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    for case, turns in runs.items():
+        if failed(turns):
+            click.echo(f"\n{case_table(case, turns)}")
+    sys.exit(any(map(failed, runs.values())))
 
 
 def _runs(case: Case, every: list[Target], peers: list[Peer], options: dict[str, Any]) -> Runs:

@@ -37,12 +37,11 @@ class Share:
 
 @dataclass
 class Member:
-    """A client, and the batches that it holds from one work to the next: to be finished, and to be left leased."""
+    """A client, and the batches that it pulled and has not finished yet."""
 
     client: Client
     position: int = 0  # in its process
-    pulled: list[Any] = field(default_factory=list)
-    kept: list[Any] = field(default_factory=list)
+    pulled: list[tuple[int, Any]] = field(default_factory=list)
 
 
 def add(member: Member, share: Share) -> Op[None]:
@@ -92,12 +91,12 @@ def bulk_add(member: Member, share: Share) -> Op[None]:
 
 def bulk_pull(member: Member, share: Share) -> Op[None]:
     """A batch a call, and all are kept, by this client, for `bulk_ack`."""
-    return _pulled(member, share, member.pulled)
+    return _pulled(member, share, member.pulled.append)
 
 
 def lease(member: Member, share: Share) -> Op[None]:
     """As `bulk_pull`, but these stay leased until the client disconnects."""
-    return _pulled(member, share, member.kept)
+    return _pulled(member, share, lambda _: None)
 
 
 def bulk_ack(member: Member, share: Share) -> Op[None]:
@@ -130,7 +129,7 @@ def cycle(member: Member, share: Share) -> Op[None]:
     return script()
 
 
-def _pulled(member: Member, share: Share, kept: list[Any]) -> Op[None]:
+def _pulled(member: Member, share: Share, keep: Callable[[tuple[int, Any]], None]) -> Op[None]:
     for numbers in share.batches(member.position):
         missing = len(numbers)
         while missing and not share.record.is_over:
@@ -139,7 +138,7 @@ def _pulled(member: Member, share: Share, kept: list[Any]) -> Op[None]:
             if not count:
                 raise LoadError("there is no job left to pull where there must be one")
             share.record.did(count, started)
-            kept.append((count, pulled))
+            keep((count, pulled))
             missing -= count
 
 
