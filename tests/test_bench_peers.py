@@ -261,7 +261,7 @@ def test_reached_of_turns_compares_with_best_of_each() -> None:
     assert found is not None
     assert found.ratios == [4.0, 3.0]
     assert found.best == {"x": [10.0], "y": [20.0]}
-    assert shown([(target, found)], {}).splitlines()[1].split() == "a row 3 3.50 3.00 4.00 50 15 x, y".split()
+    assert shown([(target, found)], {}).splitlines()[1].split() == "a row x, y 3 3.50 3.00 4.00 50 15".split()
 
 
 def test_interleaved_with_one_that_fails_notes_it_and_goes_on() -> None:
@@ -282,7 +282,7 @@ def test_interleaved_with_one_that_fails_notes_it_and_goes_on() -> None:
 def test_reached_without_peer_says_what_is_missing() -> None:
     target = Target("a row", 3, Case("add", 10), "add", "restq", ("rq",))
     assert reached(target, [("restq", {"add": line(40.0)})]) is None
-    assert "rq is missing: redis" in shown([(target, None)], {"rq": ["redis"]})
+    assert "NOT MEASURED: a row: rq needs redis" in shown([(target, None)], {"rq": ["redis"]})
 
 
 def test_targets_name_works_that_their_cases_measure() -> None:

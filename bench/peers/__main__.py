@@ -36,12 +36,16 @@ DEFAULT_WORKS = ("single", "worker", "bulk", "cycle", "fill")
 BULK_BYTES_MAX = 64 << 20  # of the jobs of one bulk: they are made ready in memory
 
 
-def numbers(_: click.Context, __: click.Parameter, value: str) -> list[int]:
-    """Whole numbers with commas between them."""
+def numbers(_: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    """Whole numbers with commas between them; of jobs that wait or are leased there may be none."""
+    least = 0 if parameter.name in ("waiting", "leased") else 1
     try:
-        return [int(word) for word in value.split(",")]
+        found = [int(word) for word in value.split(",")]
     except ValueError:
         raise click.BadParameter(f"{value!r} is not of the form 1,8,64") from None
+    if min(found) < least:
+        raise click.BadParameter(f"{min(found)} is less than {least}")
+    return found
 
 
 def names_of(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:

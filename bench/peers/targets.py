@@ -51,7 +51,7 @@ def targets(jobs: int, bulk_jobs: int, leased: int) -> list[Target]:
         Target("single add, 32 connections, against bare Tornado", 0.6, adds, "add", "restq", ("tornado",)),
         Target("single add, 32 connections, synced", 1.5, adds, "add", "restq", ("beanstalkd-f0",)),
         Target("bulk add in 1,000s", 3, bulk, "bulk add", "restq", BULK_PEERS),
-        Target("bulk pull in 1,000s", 3, bulk, "bulk pull", "restq", BULK_PEERS),
+        Target("bulk pull in 1,000s, which restq alone syncs", 3, bulk, "bulk pull", "restq", BULK_PEERS),
         Target("bulk ack in 1,000s", 3, bulk, "bulk ack", "restq", BULK_PEERS),
         Target("the three together", 3, bulk, "bulk cycle", "restq", BULK_PEERS),
         Target(f"full cycle in 1,000s, {leases}", 20, held, "bulk cycle", "restq", ("beanstalkd-f0",)),
@@ -89,27 +89,28 @@ def reached(target: Target, runs: Runs) -> Reached | None:
 
 
 def shown(rows: list[tuple[Target, Reached | None]], missing: dict[str, list[str]]) -> str:
-    """The table of all rows, and why those without a figure have none."""
-    cells = [["row", "at least", "measured", "lowest", "highest", "restq jobs/s", "peer jobs/s", "peer"]]
+    """The table of all rows that were measured, and why the others were not."""
+    cells = [["row", "peer", "at least", "measured", "lowest", "highest", "restq jobs/s", "peer jobs/s"]]
+    unmeasured = []
     for target, found in rows:
         if found is None:
             absent = [name for name in (target.ours, *target.theirs) if name in missing]
-            why = "; ".join(f"{name} is missing: {', '.join(missing[name])}" for name in absent) or "no figure"
-            cells.append([target.row, f"{target.at_least:g}", "-", "-", "-", "-", "-", why])
+            why = "; ".join(f"{name} needs {', '.join(missing[name])}" for name in absent) or "there is no figure"
+            unmeasured.append(f"NOT MEASURED: {target.row}: {why}")
             continue
         ratios, names = found.ratios, sorted(found.best, key=lambda name: -len(found.best[name]))
         rates = [rate for every in found.best.values() for rate in every]
         cells.append(
             [
                 target.row,
+                ", ".join(names),
                 f"{target.at_least:g}",
                 *(f"{ratio:.2f}" for ratio in (median(ratios), min(ratios), max(ratios))),
                 number(median(found.ours)),
                 number(median(rates)),
-                ", ".join(names),
             ]
         )
-    return table(cells)
+    return "\n".join([table(cells, left=2), *unmeasured])
 
 
 @click.command(help=__doc__, context_settings=WIDTH)
@@ -124,7 +125,7 @@ def main(**options: Any) -> None:
     every = targets(options["jobs"], options["bulk_jobs"], options["leased"])
     named = dict.fromkeys(name for target in every for name in (target.ours, *target.theirs))
     peers, missing = present([name for name in named if name in ROSTER])
-    missing |= {name: ["it is not in the roster"] for name in named if name not in ROSTER}
+    missing |= {name: ["a row in the roster"] for name in named if name not in ROSTER}
     written = begin(peers, missing, options["data_root"])
     runs = {case: _runs(case, every, peers, options) for case in dict.fromkeys(target.case for target in every)}
     rows = [(target, reached(target, runs[target.case])) for target in every]
