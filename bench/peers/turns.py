@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ FAILED = "FAILED:"
 
 def begin(peers: Sequence[Peer], missing: dict[str, list[str]], data_root: Path | None) -> dict[str, Any]:
     """Show the machine, and who takes part and who cannot; the same for JSON."""
-    with tempfile.TemporaryDirectory(prefix="restq-bench-", dir=data_root) as folder:
-        facts = machine.facts(Path(folder))
+    facts = machine.facts(data_root)
     click.echo("\n".join(f"{name:15} {value}" for name, value in facts.items()))
     click.echo("\n" + peers_table(peers, missing) + "\n")
     return {
