@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from restq.client import Realm as Realm
     from restq.client import Realms as Realms
 
-__version__ = "1.2.0"
+__version__ = "1.3.0"
 __all__ = ["Job", "Realm", "Realms", "__version__"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,6 +69,14 @@ class StandIn:
         """Answer a request."""
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
         self._writers[request.request_id].write(pack(Reply(request.request_id, status, text, extra)))
+
+    def reply_all(self, requests: Iterable[Request], body: Any) -> None:
+        """Answer these in one write."""
+        text, frames = json.dumps(body).encode(), b""
+        for request in requests:
+            frames += pack(Reply(request.request_id, 200, text))
+            writer = self._writers[request.request_id]
+        writer.write(frames)
 
     def calls(self, operation: str) -> list[Request]:
         """What was asked of this operation so far."""
@@ -136,12 +144,12 @@ class Frontend:
         self.app = app
         self.shards = shards
         self._server = server
-        self._port = port
+        self.port = port
         self._clients: list[Client] = []
 
     async def connect(self) -> Client:
         """One more connection."""
-        client = Client(*await asyncio.open_connection("127.0.0.1", self._port))
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
         self._clients.append(client)
         return client
 

@@ -25,7 +25,6 @@ from restq.loop import run
 from restq.pipe import Pipe
 from restq.placement import Placement
 from restq.web.app import App
-from restq.web.crowd import Crowd
 from restq.web.exchange import Exchanges
 
 IDLE_SECONDS = 60.0  # an idle connection is closed; also the time that headers may take
@@ -48,31 +47,34 @@ class Server(HTTPServer):
     """Tornado's server with a limit on connections, and without waiting for more data before an answer leaves."""
 
     connections_max = CONNECTIONS_MAX
-    crowd: Crowd
+    app: App
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """From Tornado: a connection. Where there are too many, the one that is idle for the longest gives way."""
         now = time.monotonic()
-        if len(self._connections) >= self.connections_max and not self.crowd.drop_idle(now):
+        count = len(self._connections) + len(self.app.streams)
+        if count >= self.connections_max and not self.app.crowd.drop_idle(now):
             log.warning("there are %d connections that wait for answers; one more is refused", self.connections_max)
             stream.close()
             return
         stream.set_nodelay(True)
         if STALL_OPTION is not None:
             stream.socket.setsockopt(socket.IPPROTO_TCP, STALL_OPTION, STALL_MILLISECONDS)
-        self.crowd.rests(stream, now)
+        self.app.crowd.rests(stream, now)
         super().handle_stream(stream, address)
 
     def on_close(self, server_conn: object) -> None:
         """From Tornado: a connection has ended."""
         assert isinstance(server_conn, HTTP1ServerConnection)
-        self.crowd.gone(server_conn.stream)
+        self.app.crowd.gone(server_conn.stream)
         super().on_close(server_conn)
 
     async def flush(self, seconds: float) -> None:
         """Wait until every reply is sent whole, but no longer than this: large ones take the client's time."""
         for _ in range(int(seconds / FLUSH_SECONDS)):
-            if not any(connection.stream.writing() for connection in self._http1_connections()):
+            if not any(connection.stream.writing() for connection in self._http1_connections()) and not any(
+                stream.writing for stream in self.app.streams
+            ):
                 return
             await asyncio.sleep(FLUSH_SECONDS)
 
@@ -113,7 +115,7 @@ async def serve(settings: dict[str, Any]) -> None:
         max_body_size=app.body_bytes_max,
         max_buffer_size=app.body_bytes_max + (1 << 20),
     )
-    server.crowd = app.crowd
+    server.app = app
     server.connections_max = min(CONNECTIONS_MAX, allow_files() - FILES_SPARE_COUNT)
     app.waiting_max = server.connections_max * 2 // 3  # others find a place, however many wait
     server.add_socket(socket.socket(fileno=settings["listen_fd"]))
