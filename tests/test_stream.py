@@ -25,7 +25,8 @@ from websockets.uri import parse_uri
 from restq import placement
 from restq.protocol import MOVED
 from restq.web import routes, stream
-from restq.web.stream import UNANSWERED_IS_UNDONE, Stream
+from restq.web.frames import UNANSWERED_IS_UNDONE
+from restq.web.stream import Stream
 
 Test = Callable[[Frontend, StreamClient], Coroutine[Any, Any, None]]
 

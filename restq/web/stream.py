@@ -36,8 +36,6 @@ PING_SECONDS = 30.0  # who says nothing for so long is pinged, and cut off if th
 CLOSE_SECONDS = 5.0  # for the client to close its side
 
 NORMAL, GOING_AWAY, UNSUPPORTED, INVALID, TRY_AGAIN = 1000, 1001, 1003, 1007, 1013
-# With this reason a close is a promise, after which everything without a reply may be sent again.
-UNANSWERED_IS_UNDONE = "what has no reply was not done"
 
 log = logging.getLogger("restq.web")
 
@@ -145,11 +143,11 @@ class Stream(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
         else:
-            self._end(TRY_AGAIN, UNANSWERED_IS_UNDONE)
+            self._end(TRY_AGAIN, frames.UNANSWERED_IS_UNDONE)
 
     def drain(self) -> None:
         """Begin nothing more, and close once everything is answered."""
-        self._end(GOING_AWAY, UNANSWERED_IS_UNDONE)
+        self._end(GOING_AWAY, frames.UNANSWERED_IS_UNDONE)
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -317,7 +315,7 @@ class Stream(asyncio.Protocol):
         before, self._unread_bytes = self._unread_bytes, size
         self._app.held_bytes += max(0, size - UNREAD_BYTES_MAX) - max(0, before - UNREAD_BYTES_MAX)
         if size > UNREAD_BYTES_MAX and self._app.held_bytes > self._app.held_bytes_max:
-            self._end(TRY_AGAIN, UNANSWERED_IS_UNDONE)
+            self._end(TRY_AGAIN, frames.UNANSWERED_IS_UNDONE)
 
     def _pause(self) -> None:
         if not self._is_paused and self._transport is not None and not self._transport.is_closing():
