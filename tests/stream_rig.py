@@ -38,7 +38,7 @@ class StreamClient:
         self._connecting = connect(f"ws://127.0.0.1:{port}/{realm}/stream", **options)
         self.websocket: ClientConnection
         self.limits: dict[str, int] = {}
-        self._answers: dict[Any, tuple[int, Any]] = {}
+        self.answers: dict[Any, tuple[int, Any]] = {}
 
     async def __aenter__(self) -> Self:
         self.websocket = await self._connecting
@@ -64,11 +64,11 @@ class StreamClient:
 
     async def answer(self, to: Any) -> tuple[int, Any]:
         """The status and the decoded body of the answer to this request."""
-        while to not in self._answers:
+        while to not in self.answers:
             for request_id, status, body in await self.message():
-                assert request_id not in self._answers, "answered twice"
-                self._answers[request_id] = status, json.loads(body)
-        return self._answers.pop(to)
+                assert request_id not in self.answers, "answered twice"
+                self.answers[request_id] = status, json.loads(body)
+        return self.answers.pop(to)
 
     async def ask(self, to: Any, *said: Any) -> tuple[int, Any]:
         """Send one operation and wait for its answer."""
@@ -85,7 +85,7 @@ class StreamClient:
     async def _read_to_the_end(self) -> None:
         while True:
             for request_id, status, body in await self.message():
-                self._answers[request_id] = status, json.loads(body)
+                self.answers[request_id] = status, json.loads(body)
 
     def abort(self) -> None:
         """Go away without a word."""
