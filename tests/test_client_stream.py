@@ -18,7 +18,15 @@ from restq import Realm, Realms, aio, client
 from restq.aio import stream as aio_stream
 from restq.client import stream
 from restq.config import load
-from restq.errors import RealmNameInvalid, RouteNotFound, ServerUnreachable
+from restq.errors import (
+    JobNotFound,
+    Overloaded,
+    RealmNameInvalid,
+    RestqError,
+    RouteNotFound,
+    ServerUnreachable,
+    TagNotFound,
+)
 from restq.web import frames
 
 LEASED = {"jobs": [{"job_id": "j", "queue_id": 0, "lease_id": "L"}]}
@@ -246,3 +254,99 @@ def test_open_stream_of_aio_reads_what_the_server_said_first(server: Server, rea
             return opened.result().body_bytes_max
 
     assert asyncio.run(look()) > 1 << 20
+
+
+# -- many from one thread --------------------------------------------------------------------------------------------
+
+
+def test_pipeline_does_all_in_order_and_gives_each_its_result(server: Server, realm_name: str) -> None:
+    with Realm(realm_name, server.uri) as realm:
+        with realm.pipeline() as pipeline:
+            added = [pipeline.add(f"j{number}", 0, {"n": number}) for number in range(3_000)]
+            pulled = [pipeline.pull_jobs(1) for _ in range(3_000)]
+            jobs = [job for found in pulled for job in found.result()]
+            assert [job.data["n"] for job in jobs] == list(range(3_000))
+            acked = [pipeline.ack(job) for job in jobs]
+        assert {found.result() for found in added} == {None}
+        assert [found.result()["acked"] for found in acked] == [[job.lease_id] for job in jobs]
+        assert realm.status["total_jobs"] == 0
+
+
+def test_pipeline_with_large_replies_and_requests_never_stands_still(server: Server, realm_name: str) -> None:
+    data = "x" * 50_000
+    with Realm(realm_name, server.uri) as realm:
+        realm.add("big", 0, data)
+        with realm.pipeline() as pipeline:
+            got = [pipeline.get_job("big") for _ in range(500)]
+            pipeline.add("huge", 0, data * 20)
+            got += [pipeline.get_job("big") for _ in range(100)]
+        assert all(found.result()["data"] == data for found in got)
+        assert realm.get_job("huge")["data"] == data * 20
+
+
+def test_pipeline_with_a_failure_does_the_rest_and_raises_the_first_at_its_end(server: Server, realm_name: str) -> None:
+    with Realm(realm_name, server.uri) as realm:
+        pipeline = realm.pipeline()
+        missing, added = pipeline.get_job("nobody"), pipeline.add("a", 0)
+        other = pipeline.get_tag_status("none")
+        assert added.result() is None
+        with pytest.raises(JobNotFound, match="nobody"), pipeline:
+            pass
+        with pytest.raises(JobNotFound):
+            missing.result()
+        with pytest.raises(TagNotFound):
+            other.result()
+        assert realm.status["total_jobs"] == 1
+
+
+def test_pipeline_left_by_an_exception_raises_that(server: Server, realm_name: str) -> None:
+    with Realm(realm_name, server.uri) as realm:
+        pipeline = realm.pipeline()
+        pipeline.get_job("nobody")
+        with pytest.raises(ZeroDivisionError), pipeline:
+            raise ZeroDivisionError
+
+
+def test_pipeline_whose_server_ends_says_of_each_whether_it_was_done(tmp_path: Path) -> None:
+    async def test(front: Frontend, uri: str) -> None:
+        [shard] = front.shards
+        pipeline = await asyncio.to_thread(Realm("r", uri).pipeline)
+        first = pipeline.add("a", 0)
+        waiting = asyncio.ensure_future(asyncio.to_thread(first.result))
+        adding = await shard.call("add_job")
+        [opened] = front.app.streams
+        opened.drain()
+        second = pipeline.add("b", 0)
+        shard.reply(adding, {})
+        assert await waiting is None
+        with pytest.raises(Overloaded, match="nothing was done"):
+            await asyncio.to_thread(second.result)
+        third = pipeline.add("c", 0)
+        with pytest.raises((ServerUnreachable, Overloaded)):
+            await asyncio.to_thread(third.result)
+        assert [request.params for request in shard.asked] == [["a"]]
+
+    run(tmp_path, test)
+
+
+def test_pipeline_whose_connection_breaks_says_that_it_is_not_known(tmp_path: Path) -> None:
+    async def test(front: Frontend, uri: str) -> None:
+        pipeline = await asyncio.to_thread(Realm("r", uri).pipeline)
+        found = [pipeline.add("a", 0), pipeline.add("b", 0)]
+        waiting = asyncio.ensure_future(asyncio.to_thread(found[1].result))
+        await front.shards[0].call("add_job", 2)
+        [opened] = front.app.streams
+        opened.close()
+        with pytest.raises(ServerUnreachable, match="is not known"):
+            await waiting
+        with pytest.raises(ServerUnreachable, match="is not known"):
+            found[0].result()
+
+    run(tmp_path, test)
+
+
+def test_pipeline_where_nobody_listens_or_no_stream_is_raises_so() -> None:
+    with pytest.raises(ServerUnreachable, match="no restq server answers"):
+        Realm("r", "http://127.0.0.1:1/").pipeline()
+    with Broken(answer({}, "404 Not Found")) as broken, pytest.raises(RestqError, match="opens no stream"):
+        Realm("r", broken.uri).pipeline()

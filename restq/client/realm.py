@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restq import names
 from restq.client.buffer import Buffer
@@ -21,6 +21,9 @@ from restq.client.peer import OUTAGES
 from restq.client.realm_calls import RealmCalls
 from restq.config import Config
 from restq.errors import RestqError
+
+if TYPE_CHECKING:
+    from restq.client.pipeline import Pipeline
 
 
 class _Calls(RealmCalls[Job]):
@@ -74,6 +77,16 @@ class Realm(Closing):
         return self._connection.send(self._calls.status())
 
     request = sent(_Calls.request)
+
+    def pipeline(self) -> Pipeline:
+        """Calls that do not wait for each other: `with realm.pipeline() as pipeline:`, and in it `pipeline.add(..)`.
+
+        Each returns at once; its `.result()` waits. The end of the block waits for all, and raises the first error.
+        """
+        from restq.client.pipeline import Pipeline  # who wants none needs no websockets
+
+        return Pipeline(self._connection, self._name, self._calls)
+
     # Adding.
     add = sent(_Calls.add)
 

@@ -78,17 +78,32 @@ class Stream:
 
     def ask(self, operation: Operation, content: bytes | None, key: str | None, seconds: float) -> tuple[int, bytes]:
         """The status and the body of the reply. Overloaded where the server ended the stream and did nothing."""
-        self._deadline = time.monotonic() + seconds
         self._last_id += 1
         try:
-            self._websocket.send_binary(operation.frame(self._last_id, content, key))
-            self._send()
+            self.send(operation.frame(self._last_id, content, key), seconds)
             while self._last_id not in self._replies:
                 self._receive()
         except BaseException:  # a reply that comes later must not be taken for that to another call
             self.close()
             raise
         return self._replies.pop(self._last_id)
+
+    def send(self, message: bytes, seconds: float) -> None:
+        """Send frames, and do not wait for their replies."""
+        self._deadline = time.monotonic() + seconds
+        if self._websocket.state is not State.OPEN:
+            raise self._ended()
+        self._websocket.send_binary(message)
+        self._send()
+
+    def receive(self, seconds: float) -> list[tuple[int | None, int, bytes]]:
+        """The id, the status and the body of what was answered since: one reply at least."""
+        self._deadline = time.monotonic() + seconds
+        while not self._replies:
+            self._receive()
+        replies = [(request_id, *said) for request_id, said in self._replies.items()]
+        self._replies.clear()
+        return replies
 
     def is_open(self) -> bool:
         """Whether it can be used still, as far as is known here: the server may have ended it meanwhile."""
@@ -133,8 +148,7 @@ class Stream:
         if self._websocket.state is State.CONNECTING and self._websocket.handshake_exc is not None:
             self._refused(self._websocket.handshake_exc)
         if self._websocket.state is not State.OPEN and not self._replies:
-            closed = self._websocket.close_rcvd
-            raise streaming.ended(closed.code, closed.reason) if closed else ConnectionError("the stream was cut")
+            raise self._ended()
         if self._websocket.state is State.OPEN and (written := self._websocket.data_to_send()):  # a pong
             self._socket.sendall(b"".join(written))
 
@@ -147,6 +161,10 @@ class Stream:
             self._parts.clear()
             for request_id, status, body in streaming.replies(message):
                 self._replies[request_id] = status, body
+
+    def _ended(self) -> Exception:
+        closed = self._websocket.close_rcvd
+        return streaming.ended(closed.code, closed.reason) if closed else ConnectionError("the stream was cut")
 
     def _refused(self, error: Exception) -> None:
         if isinstance(error, InvalidStatus):
