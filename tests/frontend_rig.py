@@ -143,7 +143,7 @@ class Frontend:
     def __init__(self, app: App, shards: list[StandIn], server: HTTPServer, port: int) -> None:
         self.app = app
         self.shards = shards
-        self._server = server
+        self.server = server
         self.port = port
         self._clients: list[Client] = []
 
@@ -155,9 +155,9 @@ class Frontend:
 
     async def lose(self, client: Client) -> None:
         """Close this connection, and wait until the front end knows."""
-        count = len(self._server._connections)
+        count = len(self.server._connections)
         client.close()
-        await until(lambda: len(self._server._connections) < count)
+        await until(lambda: len(self.server._connections) < count)
 
     def close(self) -> None:
         """Close all connections."""

@@ -13,6 +13,7 @@ import pytest
 from conftest import Server
 from frontend_rig import Frontend, frontend, until
 from twins import Broken, answer
+from websockets.sync.server import ServerConnection, serve
 
 from restq import Realm, Realms, aio, client
 from restq.aio import stream as aio_stream
@@ -175,6 +176,29 @@ def test_ask_without_an_answer_ends_at_the_time_limit(tmp_path: Path, kind: Any)
         await until(lambda: not front.app.streams)
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
+def test_ask_over_stream_that_ends_with_a_word_to_nobody_raises_at_once(kind: Any) -> None:
+    def end(websocket: ServerConnection) -> None:
+        websocket.send(frames.reply(None, 200, b'{"body_bytes": 1000}'))
+        websocket.recv()
+        websocket.send(frames.refusal(None, Overloaded("so it ends")))
+        websocket.close(1007, "in vain")
+
+    with serve(end, "127.0.0.1", 0, compression=None) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        realm = Either(kind, f"http://127.0.0.1:{server.socket.getsockname()[1]}/")
+
+        async def ask() -> None:
+            with pytest.raises(ServerUnreachable, match=r"1007 \(in vain\): whether the request was done is not known"):
+                await realm.do("add", "a", 0)
+            await realm.do("close")
+
+        asyncio.run(ask())
+        server.shutdown()
+        serving.join()
 
 
 # -- what goes over HTTP ---------------------------------------------------------------------------------------------

@@ -612,3 +612,40 @@ def test_answer_is_json(tmp_path: Path) -> None:
         assert (number, status, json.loads(body)) == (1, 200, {"ä": 1})
 
     run(tmp_path, test)
+
+
+def test_leave_right_after_the_handshake_leaves_nothing_and_logs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def within() -> None:
+        async with frontend(tmp_path) as front:
+            for number in range(20):
+                websocket = ClientProtocol(parse_uri(f"ws://127.0.0.1:{front.port}/r/stream"))
+                websocket.send_request(websocket.connect())
+                _, writer = await asyncio.open_connection("127.0.0.1", front.port)
+                writer.write(b"".join(websocket.data_to_send()))
+                if number % 2:
+                    writer.transport.abort()
+                else:
+                    writer.close()
+            await until(lambda: not front.app.streams and not front.server._connections)
+            front.shards[0].answers["get_status"] = DONE
+            async with StreamClient(front.port) as client:
+                assert await client.ask(1, "get_status") == (200, {})
+            await until(lambda: not front.app.streams)
+
+    asyncio.run(within())
+    gc.collect()  # of a task that failed the log tells once it is gone
+    assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
+@pytest.mark.parametrize("operation", ["pin_realm", "unpin_realm"])
+def test_ask_to_pin_says_in_params_what_is_meant(tmp_path: Path, operation: str) -> None:
+    async def test(front: Frontend, client: StreamClient) -> None:
+        [shard] = front.shards
+        shard.answers["place_realm"] = DONE
+        await client.ask(1, operation, [], {"shard": 1})
+        said = ([1], b'{"shard": 1}') if operation == "pin_realm" else ([0], b"")
+        assert (shard.asked[0].params, shard.asked[0].body) == said
+
+    run(tmp_path, test)

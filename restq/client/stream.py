@@ -147,7 +147,7 @@ class Stream:
                 self._take(event)
         if self._websocket.state is State.CONNECTING and self._websocket.handshake_exc is not None:
             self._refused(self._websocket.handshake_exc)
-        if self._websocket.state is not State.OPEN and not self._replies:
+        if not data or (self._websocket.state is not State.OPEN and not self._replies):
             raise self._ended()
         if self._websocket.state is State.OPEN and (written := self._websocket.data_to_send()):  # a pong
             self._socket.sendall(b"".join(written))

@@ -345,7 +345,7 @@ class Stream(asyncio.Protocol):
 class _Operation(Asking):
     """One operation of a stream."""
 
-    __slots__ = ("_request_id", "_stream")
+    __slots__ = ("_request_id", "_size", "_stream")
 
     def __init__(
         self,
@@ -360,14 +360,15 @@ class _Operation(Asking):
         super().__init__(stream._app, route, stream.realm, params, body, once, poll)
         self._stream = stream
         self._request_id = request_id
+        self._size = len(body)
 
     def answer(self, status: int, body: bytes) -> None:
         if self._app.debug:
             log.info("%s of %s over a stream %d", self._route.operation, self._realm, status)
-        self._stream.answered(len(self._body), self._poll, frames.reply(self._request_id, status, body))
+        self._stream.answered(self._size, self._poll, frames.reply(self._request_id, status, body))
 
     def refuse(self, error: RestqError) -> None:
-        self._stream.answered(len(self._body), self._poll, frames.refusal(self._request_id, error))
+        self._stream.answered(self._size, self._poll, frames.refusal(self._request_id, error))
 
     def is_gone(self) -> bool:
         return self._stream.is_gone

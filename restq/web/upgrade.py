@@ -50,9 +50,11 @@ async def hand_over(connection: HTTP1Connection, protocol: Callable[[], asyncio.
     stream = connection.detach()
     try:
         reading = asyncio.ensure_future(stream.read_bytes(AHEAD_BYTES_MAX, partial=True))
+        ahead = reading.result() if reading.done() else b""
     except StreamClosedError:
         return
-    ahead = reading.result() if reading.done() else b""
+    if stream.closed():  # by that read, which saw its end
+        return
     # Tornado lets go of its own descriptor of the socket; this one keeps the connection.
     taken = socket.socket(fileno=os.dup(stream.socket.fileno()))
     stream.close()
