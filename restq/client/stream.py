@@ -15,6 +15,7 @@ import ssl
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -69,8 +70,7 @@ class Stream:
             self._poll.register(self._socket, select.POLLIN)
             self._websocket.send_request(self._websocket.connect())
             self._send()
-            while None not in self._replies:
-                self._receive()
+            self._wait(lambda: None in self._replies)
             self.body_bytes_max: int = json.loads(self._replies.pop(None)[1])["body_bytes"]
         except BaseException:
             self.close()
@@ -81,8 +81,7 @@ class Stream:
         self._last_id += 1
         try:
             self.send(operation.frame(self._last_id, content, key), seconds)
-            while self._last_id not in self._replies:
-                self._receive()
+            self._wait(lambda: self._last_id in self._replies)
         except BaseException:  # a reply that comes later must not be taken for that to another call
             self.close()
             raise
@@ -99,8 +98,7 @@ class Stream:
     def receive(self, seconds: float) -> list[tuple[int | None, int, bytes]]:
         """The id, the status and the body of what was answered since: one reply at least."""
         self._deadline = time.monotonic() + seconds
-        while not self._replies:
-            self._receive()
+        self._wait(lambda: bool(self._replies))
         replies = [(request_id, *said) for request_id, said in self._replies.items()]
         self._replies.clear()
         return replies
@@ -111,9 +109,9 @@ class Stream:
             return False
         try:
             self._deadline = time.monotonic() + 1  # what is there already takes no time
-            while self._poll.poll(0):
+            while self._websocket.state is State.OPEN and self._poll.poll(0):
                 self._receive()
-        except (OSError, RestqError):
+        except OSError:
             self.close()
         return self._websocket.state is State.OPEN and self._socket.fileno() >= 0
 
@@ -134,6 +132,13 @@ class Stream:
         self._socket.settimeout(self._left())
         self._socket.sendall(b"".join(self._websocket.data_to_send()))
 
+    def _wait(self, is_there: Callable[[], bool]) -> None:
+        """Take what the server says until this is so. Raises what the end of the stream means."""
+        while not is_there():
+            if self._websocket.state not in (State.CONNECTING, State.OPEN):
+                raise self._ended()
+            self._receive()
+
     def _receive(self) -> None:
         """Take what the server says next."""
         self._socket.settimeout(self._left())
@@ -147,8 +152,6 @@ class Stream:
                 self._take(event)
         if self._websocket.state is State.CONNECTING and self._websocket.handshake_exc is not None:
             self._refused(self._websocket.handshake_exc)
-        if not data or (self._websocket.state is not State.OPEN and not self._replies):
-            raise self._ended()
         if self._websocket.state is State.OPEN and (written := self._websocket.data_to_send()):  # a pong
             self._socket.sendall(b"".join(written))
 
