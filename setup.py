@@ -39,6 +39,7 @@ setup(
         "pyyaml>=6",
         "requests>=2.34",
         "tornado>=6.6.1",
+        "websockets>=15",
     ],
     extras_require={
         "speed": ["uvloop>=0.21"],

@@ -104,6 +104,14 @@ class JobIdInvalid(FieldInvalid):
     code = "job_id_invalid"
 
 
+class OriginForbidden(RestqError, PermissionError):
+    """A page of another site opens a stream, which would let it read what browsers keep from it over HTTP."""
+
+    code = "origin_forbidden"
+    status = 403
+    builtin = PermissionError
+
+
 # 404: what was named is not there.
 class JobNotFound(RestqError, KeyError):
     """No job of this id is in the realm."""
@@ -236,6 +244,14 @@ class QueueFull(RestqError, ConnectionError):
     code = "queue_full"
     status = 429
     builtin = ConnectionError
+
+
+class UpgradeRequired(RestqError, ValueError):
+    """Here a WebSocket is spoken, and the request does not ask for one."""
+
+    code = "upgrade_required"
+    status = 426
+    builtin = ValueError
 
 
 # 5xx: not the caller's fault; worth trying again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -68,6 +68,14 @@ class StandIn:
         """Answer a request."""
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
         self._writers[request.request_id].write(pack(Reply(request.request_id, status, text, extra)))
+
+    def reply_all(self, requests: Iterable[Request], body: Any) -> None:
+        """Answer these in one write."""
+        text, frames = json.dumps(body).encode(), b""
+        for request in requests:
+            frames += pack(Reply(request.request_id, 200, text))
+            writer = self._writers[request.request_id]
+        writer.write(frames)
 
     def calls(self, operation: str) -> list[Request]:
         """What was asked of this operation so far."""
@@ -134,7 +142,7 @@ class Frontend:
     def __init__(self, app: App, shards: list[StandIn], server: Server, port: int) -> None:
         self.app = app
         self.shards = shards
-        self._server = server
+        self.server = server
         self.port = port
         self._clients: list[Client] = []
 
@@ -146,9 +154,9 @@ class Frontend:
 
     async def lose(self, client: Client) -> None:
         """Close this connection, and wait until the front end knows."""
-        count = len(self._server._connections)
+        count = len(self.server._connections)
         client.close()
-        await until(lambda: len(self._server._connections) < count)
+        await until(lambda: len(self.server._connections) < count)
 
     def close(self) -> None:
         """Close all connections."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Server, StartServer
-from twins import Loop, Twin, twins
+from twins import QUADRUPLETS, Loop, Twin, twins
 
 from restq import errors
 
@@ -24,9 +24,9 @@ def loop() -> Iterator[Loop]:
     running.close()
 
 
-@pytest.fixture(**twins())
+@pytest.fixture(**twins(QUADRUPLETS))
 def twin(request: pytest.FixtureRequest, loop: Loop) -> Iterator[Twin]:
-    """Each of the two clients."""
+    """Each of the two clients, over HTTP and over streams."""
     with contextlib.ExitStack() as stack:
         yield Twin(request.param, loop, stack)
 

@@ -13,7 +13,7 @@ import restq
 from restq.cli.root import COMMANDS
 from restq.config import OPTIONS
 from restq.errors import RestqError, ServerUnreachable
-from restq.web.routes import ROUTES
+from restq.web.routes import REALM_OPERATIONS, ROUTES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +22,7 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["README.rst", "CHANGELOG.rst"])
+@pytest.mark.parametrize("name", ["README.rst", "CHANGELOG.rst", "docs/stream.rst"])
 def test_read_document_with_docutils_reports_nothing(name: str) -> None:
     settings = {"report_level": Reporter.INFO_LEVEL, "halt_level": Reporter.INFO_LEVEL, "_disable_config": True}
     publish_doctree(text(name), settings_overrides=settings)
@@ -56,6 +56,18 @@ def test_read_readme_has_every_route_and_no_other() -> None:
     rows = re.findall(r"^``([A-Z]+) (/[^`?]*)", text("README.rst"), re.MULTILINE)
     shown = {f"{method} {re.sub(r'{[^}]*}', '*', path)}" for method, path in rows}
     assert shown == {f"{method} {path}" for path, methods in ROUTES.items() for method in methods}
+
+
+def test_read_stream_document_has_every_operation_and_no_other() -> None:
+    rows = re.findall(
+        r"^``(\w+)`` +([a-z_, -]*?) +``([A-Z]+) (/[^`]*)``\n( +data)?", text("docs/stream.rst"), re.MULTILINE
+    )
+    for operation, params, method, path, more in rows:
+        found = REALM_OPERATIONS[operation]
+        assert (found.method, ROUTES[re.sub(r"{[^}]*}", "*", path)][method].operation) == (method, operation)
+        named = [name for name in (params + more).replace(",", " ").split() if name]
+        assert named == [*re.findall(r"{(\w+)}", path)[1:], *found.route.query]
+    assert {found[0] for found in rows} == set(REALM_OPERATIONS)
 
 
 def test_read_readme_has_every_error_code_and_no_other() -> None:

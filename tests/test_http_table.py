@@ -298,8 +298,9 @@ def scene(server: Server, realm_name: str) -> Scene:
 
 
 def routes(holds: Callable[[Route], bool] = lambda route: True) -> dict[str, Route]:
-    """The routes of which this holds."""
+    """The routes of which this holds, but for the one that ends HTTP."""
     every = {f"{method} {path}": route for path, methods in ROUTES.items() for method, route in methods.items()}
+    every = {name: route for name, route in every.items() if not route.upgrades}
     return {name: route for name, route in every.items() if holds(route)}
 
 

@@ -43,6 +43,8 @@ ARROWS: dict[str, str] = {
     "backup": "data_dir errors pipe shards.wal shards.witness",
     "check": "data_dir errors shards shards.changes shards.checksums shards.schema shards.wal shards.witness",
     "client": "client.*",
+    # The table of operations, and what is said over a stream, are the same at its both ends.
+    "client.streaming": "client.call errors web web.frames web.routes",
     "client.*": "restq client.* config errors names",
     "aio": "aio.*",
     "aio.*": "restq aio.* client.* config errors names",

@@ -129,6 +129,11 @@ class Twin:
         self._loop = loop
         self._stack = stack
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether its calls go over a stream; those of a requester do not."""
+        return self.name.endswith("stream")
+
     def realm(self, name: str, uri: str, requester: Any = None, **options: Any) -> Any:
         """The client of a realm."""
         return self._made("Realm", (name, uri), requester, options)
@@ -138,7 +143,9 @@ class Twin:
         return self._made("Realms", (uri,), requester, options)
 
     def _made(self, kind: str, given: tuple[str | None, ...], requester: Any, options: dict[str, Any]) -> Any:
-        if self.name == "client":
+        if self.is_stream and requester is None:
+            options = {"stream": True, **options}
+        if self.name.startswith("client"):
             made = getattr(client, kind)(*given, requester, **options)
         else:
             verbs = requester and Coroutines(requester)
@@ -263,6 +270,10 @@ def answer(reply: Any, status: str = "200 OK") -> bytes:
     body = json.dumps(reply).encode()
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
     return head.encode() + b"\r\n\r\n" + body
+
+
+# Both over HTTP, and both over streams: for tests with a real server.
+QUADRUPLETS = ("client", "aio", "client-stream", "aio-stream")
 
 
 def twins(names: Sequence[str] = ("client", "aio")) -> dict[str, Any]:

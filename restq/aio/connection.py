@@ -61,9 +61,7 @@ class Connection(Peer):
             try:
                 from restq.aio.session import Session
             except ModuleNotFoundError as error:
-                raise ModuleNotFoundError(
-                    f"restq.aio needs aiohttp, for which pip install 'restq[async]': {error}", name=error.name
-                ) from error
+                raise missing(error) from error
             self._owned = Session()
         return self._owned
 
@@ -96,6 +94,24 @@ class Connection(Peer):
         session, self._owned = self._owned, None
         if session is not None:
             await session.close()
+
+
+def connect(uri: str | None, requester: Requester | None, config: Config | None, stream: bool) -> Connection:
+    """A connection over streams, or else over HTTP alone. Nothing is sent yet."""
+    if not stream:
+        return Connection(uri, requester, config)
+    try:
+        from restq.aio.stream import StreamConnection
+    except ModuleNotFoundError as error:
+        raise missing(error) from error
+    return StreamConnection(uri, requester, config)
+
+
+def missing(error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """What to say of a library that is not there."""
+    return ModuleNotFoundError(
+        f"restq.aio needs aiohttp, for which pip install 'restq[async]': {error}", name=error.name
+    )
 
 
 class Closing(ABC):

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from restq import names
-from restq.aio.connection import Closing, Connection, Requester, sent
+from restq.aio.connection import Closing, Connection, Requester, connect, sent
 from restq.aio.job import Job
 from restq.client.buffer import Buffer
 from restq.client.call import is_dots
@@ -43,11 +43,15 @@ class Realm(Closing):
         requester: Requester | None = None,
         *,
         config: Config | None = None,
+        stream: bool = False,
         connection: Connection | None = None,
     ) -> None:
-        """`connection` is for `Realms`, whose realms share one; it replaces the other three."""
+        """With `stream` its calls go over a WebSocket, which makes small ones several times faster.
+
+        `connection` is for `Realms`, whose realms share one; it replaces the other four.
+        """
         self._name = names.realm_name(name)
-        self._connection = connection or Connection(uri, requester, config)
+        self._connection = connection or connect(uri, requester, config, stream)
         self._calls = _Calls(self._name, self._connection, self._leased_job)
         self._buffer = Buffer()
         self._lock = asyncio.Lock()  # of the buffer

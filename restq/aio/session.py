@@ -8,6 +8,8 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+HEARTBEAT_SECONDS = 20.0  # between two pings over a stream, which ends where one is not answered
+
 
 class Reply:
     """What came back: the status, and the body as JSON once it is asked for."""
@@ -23,6 +25,10 @@ class Reply:
 
 class NotSent(OSError, ValueError):
     """The address is none: nothing was sent. Both, as requests has it."""
+
+
+class StreamRefused(Exception):
+    """The server opens no stream there: over HTTP it says why, or does all the same what is asked."""
 
 
 class Session:
@@ -51,6 +57,21 @@ class Session:
     async def delete(self, url: str, *args: Any, **options: Any) -> Reply:
         """Send a DELETE."""
         return await self._send("DELETE", url, **options)
+
+    async def connect(self, url: str) -> aiohttp.ClientWebSocketResponse:
+        """Open a WebSocket. OSError where nobody answers; StreamRefused where the answer is another one."""
+        try:
+            return await self._client().ws_connect(
+                URL(url, encoded=True), heartbeat=HEARTBEAT_SECONDS, max_msg_size=0, compress=0
+            )
+        except OSError:
+            raise
+        except aiohttp.WSServerHandshakeError as error:
+            raise StreamRefused(str(error)) from error
+        except ValueError as error:
+            raise NotSent(str(error)) from error
+        except aiohttp.ClientError as error:
+            raise ConnectionError(str(error) or type(error).__name__) from error
 
     async def close(self) -> None:
         """Close what is our own. The next request would open another."""

@@ -103,6 +103,15 @@ class Connection(Peer):
             session.close()
 
 
+def connect(uri: str | None, requester: Requester | None, config: Config | None, stream: bool) -> Connection:
+    """A connection over streams, or else over HTTP alone. Nothing is sent yet."""
+    if not stream:
+        return Connection(uri, requester, config)
+    from restq.client.stream import StreamConnection  # who wants none needs no websockets
+
+    return StreamConnection(uri, requester, config)
+
+
 class Closing(ABC):
     """What sends what it has buffered, and closes its connection, when it is closed or its `with` block ends."""
 

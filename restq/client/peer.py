@@ -131,14 +131,16 @@ class Attempts:
         self._call = call
         self._deadline = now + self.seconds
         self._failures = 0
-        self._headers = dict(HEADERS)
-        if call.has_key:
-            self._headers["Idempotency-Key"] = uuid.uuid4().hex
+        self.key = uuid.uuid4().hex if call.has_key else None
+
+    def left(self, now: float) -> float:
+        """The seconds that the next try may take."""
+        return self.seconds if not self._failures else max(self._deadline - now, LAST_TRY_SECONDS_MIN)
 
     def options(self, now: float) -> dict[str, Any]:
         """The keywords for the requester's verb."""
-        left = self.seconds if not self._failures else max(self._deadline - now, LAST_TRY_SECONDS_MIN)
-        options: dict[str, Any] = {"headers": dict(self._headers), "timeout": left}
+        headers = dict(HEADERS) if self.key is None else {**HEADERS, "Idempotency-Key": self.key}
+        options: dict[str, Any] = {"headers": headers, "timeout": self.left(now)}
         if self._call.content is not None:
             options["data"] = self._call.content
         return options

@@ -7,6 +7,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from restq.pipe import Pipe
 from restq.placement import Placement
@@ -18,6 +19,17 @@ from restq.web.shards import Shards
 
 BODIES_BYTES_MAX = 64 << 20  # of all bodies that this front end holds at a time, and of all replies on their way
 MEMORY_SHARE = 32  # or no more than this part of the memory, one body too: on its way it stands there some six times
+
+
+class Streaming(Protocol):
+    """A `Stream`, as far as its front end deals with it."""
+
+    @property
+    def writing(self) -> bool:
+        """Whether something is still to be sent."""
+
+    def drain(self) -> None:
+        """Begin nothing more, and close once everything is answered."""
 
 
 class App:
@@ -47,6 +59,7 @@ class App:
         self.crowd = Crowd(share)
         self.waiting: set[Callable[[], None]] = set()  # how to leave each request that may wait for its answer
         self.waiting_max = sys.maxsize  # beyond it nobody waits: the answer is what there is
+        self.streams: set[Streaming] = set()
         self._open_count = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()  # no request is open
@@ -80,6 +93,8 @@ class App:
         self._draining = True
         for leave in list(self.waiting):
             leave()
+        for stream in list(self.streams):
+            stream.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()

@@ -24,8 +24,6 @@ from restq.web.routes import Route
 LARGE_BYTES = 64 << 10  # of a reply that has to fit beside others; what is smaller fits into the system's buffers
 HOPS_MAX = 8  # how often a request follows a realm that moves
 
-_PINS = {"pin_realm": 1, "unpin_realm": 0}
-
 log = logging.getLogger("restq.web")
 
 
@@ -78,10 +76,11 @@ class Asking(ABC):
         self._app = app
         self._route = route
         self._realm = realm
-        self._operation, self._params = route.operation, params
-        if self._operation in _PINS:
-            self._operation, self._params = "place_realm", [_PINS[route.operation]]
-        self._body = body
+        self._operation, self._params, self._body = route.operation, params, body
+        if self._operation == "pin_realm":
+            self._operation, self._params = "place_realm", [1]
+        elif self._operation == "unpin_realm":
+            self._operation, self._params, self._body = "place_realm", [0], b""
         self._once = once
         self._poll = poll
         self._hops = 0

@@ -6,11 +6,21 @@ request, and 1.5 KB for a connection that waits.
 
 from __future__ import annotations
 
-from tornado.iostream import IOStream
+from typing import Protocol
 
 SLOW_SECONDS = 5.0  # that a reply may take in any case
 IDLE_SECONDS = 60.0  # that a connection may ask nothing, and that a request may take to arrive after its headers
 IDLE_SECONDS_MIN = 0.1  # who is new, or was just answered, is about to ask
+
+
+class Connection(Protocol):
+    """One client's: Tornado's IOStream, or a `Stream`."""
+
+    def closed(self) -> bool:
+        """Whether it is."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 class Crowd:
@@ -22,33 +32,34 @@ class Crowd:
     def __init__(self, replies_bytes_max: int) -> None:
         self.replies_bytes_max = replies_bytes_max
         self.reply_bytes = 0  # of all replies that are not sent whole
-        self._idle: dict[IOStream, float] = {}  # without a whole request since when; the longest first
-        self._reading: dict[IOStream, tuple[float, int]] = {}  # since when, and how many bytes; the first began first
+        self._idle: dict[Connection, float] = {}  # without a whole request since when; the longest first
+        self._reading: dict[Connection, tuple[float, int]] = {}  # since when, and how many bytes; the first began first
 
     def __len__(self) -> int:
         """How many ask nothing."""
         return len(self._idle)
 
-    def rests(self, stream: IOStream, now: float) -> None:
+    def rests(self, stream: Connection, now: float) -> None:
         """It asks nothing from now on: it is new, was answered, or only began to ask."""
         self._idle.pop(stream, None)
         if not stream.closed():
             self._idle[stream] = now
 
-    def asks(self, stream: IOStream) -> None:
+    def asks(self, stream: Connection) -> None:
         """It asked for something, and waits for the answer."""
         self._idle.pop(stream, None)
 
-    def reads(self, stream: IOStream, size: int, now: float) -> None:
+    def reads(self, stream: Connection, size: int, now: float) -> None:
         """It was sent a reply, and did not take all of it at once."""
-        self._reading[stream] = now, size
+        since, before = self._reading.get(stream, (now, 0))
+        self._reading[stream] = since, before + size
         self.reply_bytes += size
 
-    def has_read(self, stream: IOStream) -> None:
+    def has_read(self, stream: Connection) -> None:
         """It took all of its reply, or never will."""
         self.reply_bytes -= self._reading.pop(stream, (0.0, 0))[1]
 
-    def gone(self, stream: IOStream) -> None:
+    def gone(self, stream: Connection) -> None:
         """It is closed."""
         self._idle.pop(stream, None)
         self.has_read(stream)

@@ -19,13 +19,15 @@ from tornado import httputil, iostream
 from tornado.http1connection import HTTP1Connection
 
 from restq import names
-from restq.errors import BodyTooLarge, MethodNotAllowed, Overloaded, RestqError
+from restq.errors import BodyTooLarge, MethodNotAllowed, Overloaded, RestqError, UpgradeRequired
 from restq.web import once, routes
 from restq.web.app import App
 from restq.web.asking import LARGE_BYTES, Asking, LongPoll, check_room, known
 from restq.web.calls import Call, Lease, Operation
 from restq.web.encodings import JSON_TYPE, MSGPACK_TYPE, json_of, msgpack_of, prefers_msgpack
 from restq.web.events import EventStream
+from restq.web.stream import Stream
+from restq.web.upgrade import hand_over, shake_hands
 
 DRAIN_FACTOR = 8  # a body up to so many times too large is read to its end, so that the client sees the refusal
 LENGTH_DIGITS_MAX = 18  # a Content-Length with more is Tornado's to refuse
@@ -160,8 +162,19 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._app.run(self._stream(found.ids[0] if found.ids else None))
             return
         realm, params = names.realm_name(found.ids[0]), [*found.ids[1:], *found.query]
+        if found.route.upgrades:
+            self._upgrade(realm)
+            return
         poll = self._may_wait() if found.route.waits else None
         _Asking(self, self._app, found.route, realm, params, body, self._once, poll).ask()
+
+    def _upgrade(self, realm: str) -> None:
+        if self._app.draining:
+            raise Overloaded("this front end ends; nothing was done, try again")
+        handshake = shake_hands(self._target, self._headers)
+        self._release()
+        self._close()
+        self._app.run(hand_over(self._connection, lambda: Stream(self._app, realm, handshake)))
 
     def _may_wait(self) -> LongPoll:
         """It may wait for its answer, until its client is gone, or this front end ends."""
@@ -269,8 +282,12 @@ class Exchange(httputil.HTTPMessageDelegate):
             headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
         if isinstance(error, MethodNotAllowed):
             headers["Allow"] = error.allowed
+        if isinstance(error, UpgradeRequired):
+            headers["Upgrade"] = "websocket"
         if self._app.draining:
             headers["Connection"] = "close"
+        elif isinstance(error, UpgradeRequired):
+            headers["Connection"] = "Upgrade"
         start_line = httputil.ResponseStartLine("HTTP/1.1", status, HTTPStatus(status).phrase)
         body = b"" if self._method == "HEAD" else body
         return self._connection.write_headers(start_line, headers, body or None)

@@ -47,31 +47,34 @@ class Server(HTTPServer):
     """Tornado's server with a limit on connections, and without waiting for more data before an answer leaves."""
 
     connections_max = CONNECTIONS_MAX
-    crowd: Crowd
+    app: App
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """From Tornado: a connection. Where there are too many, the one that is idle for the longest gives way."""
         now = time.monotonic()
-        if len(self._connections) >= self.connections_max and not self.crowd.drop_idle(now):
+        count = len(self._connections) + len(self.app.streams)
+        if count >= self.connections_max and not self.app.crowd.drop_idle(now):
             log.warning("there are %d connections that wait for answers; one more is refused", self.connections_max)
             stream.close()
             return
         stream.set_nodelay(True)
         if STALL_OPTION is not None:
             stream.socket.setsockopt(socket.IPPROTO_TCP, STALL_OPTION, STALL_MILLISECONDS)
-        self.crowd.rests(stream, now)
+        self.app.crowd.rests(stream, now)
         super().handle_stream(stream, address)
 
     def on_close(self, server_conn: object) -> None:
         """From Tornado: a connection has ended."""
         assert isinstance(server_conn, HTTP1ServerConnection)
-        self.crowd.gone(server_conn.stream)
+        self.app.crowd.gone(server_conn.stream)
         super().on_close(server_conn)
 
     async def flush(self, seconds: float) -> None:
         """Wait until every reply is sent whole, but no longer than this: large ones take the client's time."""
         for _ in range(int(seconds / FLUSH_SECONDS)):
-            if not any(connection.stream.writing() for connection in self._http1_connections()):
+            if not any(connection.stream.writing() for connection in self._http1_connections()) and not any(
+                stream.writing for stream in self.app.streams
+            ):
                 return
             await asyncio.sleep(FLUSH_SECONDS)
 
@@ -93,7 +96,7 @@ def new_server(app: App) -> Server:
         max_body_size=app.body_bytes_max,
         max_buffer_size=app.body_bytes_max + (1 << 20),
     )
-    server.crowd = app.crowd
+    server.app = app
     server.conn_params.header_timeout = None  # the crowd sees to that
     return server
 

@@ -16,6 +16,7 @@ class Route(NamedTuple):
     time, and can be had at once. `strict`: query fields that it does not know are refused. `streams`: it is answered
     by events, for as long as the client listens. `changes`: a GET of 2013 that changes what the server holds. `undoes`:
     where its reply does not fit into memory it is as if nothing was done, as for every GET: a lease is undone.
+    `upgrades`: the connection is a WebSocket from then on.
     """
 
     operation: str
@@ -26,6 +27,7 @@ class Route(NamedTuple):
     streams: bool = False
     changes: bool = False
     undoes: bool = False
+    upgrades: bool = False
 
 
 def _new(operation: str, *query: str, leases: bool = False, waits: bool = False, streams: bool = False) -> Route:
@@ -47,6 +49,7 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/events": {"GET": _new("get_all_events", streams=True)},
     "/*/events": {"GET": _new("get_events", streams=True)},
     "/*/": {"DELETE": Route("delete_realm")},
+    "/*/stream": {"GET": Route("open_stream", strict=True, upgrades=True)},
     "/*/status": {"GET": Route("get_status")},
     "/*/config": {"POST": Route("configure_2013"), "GET": _new("get_config"), "PUT": _new("configure")},
     "/*/shard": {"PUT": Route("pin_realm"), "DELETE": Route("unpin_realm")},
@@ -116,10 +119,32 @@ def _completed(methods: dict[str, Route]) -> dict[str, Route]:
     if route is None:
         return methods
     methods = {**methods, "GET": route._replace(undoes=True)}
-    return methods if route.changes or route.streams else {**methods, "HEAD": route}
+    return methods if route.changes or route.streams or route.upgrades else {**methods, "HEAD": route}
 
 
 _PATTERNS = _by_key()
+
+
+class RealmOperation(NamedTuple):
+    """An operation of one realm, where it is asked for by its name: over a stream."""
+
+    route: Route
+    method: str
+    id_count: int  # of ids after the realm: the first of its parameters; the query's fields follow
+
+
+def _realm_operations() -> dict[str, RealmOperation]:
+    table: dict[str, RealmOperation] = {}
+    for path, methods in ROUTES.items():
+        if path.startswith("/*/"):
+            for method, route in _completed(methods).items():
+                if method != "HEAD" and not route.streams and not route.upgrades:
+                    assert route.operation not in table, "a name stands for one operation"
+                    table[route.operation] = RealmOperation(route, method, path.count("*") - 1)
+    return table
+
+
+REALM_OPERATIONS = _realm_operations()
 
 
 def match(method: str, target: str) -> Match:
