@@ -1,25 +1,26 @@
-"""restq itself, on one shard or two: over raw keep-alive HTTP, and through its Python client.
-
-Another way to reach it is another class here with a `connect` of its own.
-"""
+"""restq itself, on one shard or two: over raw keep-alive HTTP, over its stream, and through its Python client."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import msgpack
+
 import restq
-from bench.connection import Address, HttpReplies, LoadError, call, request
+from bench.connection import Address, HttpReplies, LoadError, Replies, call, request
 from bench.peers.peer import LEASE_SECONDS, NUMBER_DIGITS, Client, Op, Peer, Record, payload
 from bench.server import Process, Server
 from bench.workload import Workload
 from restq.client import Realm
 
 PROMISE = "synced before the answer"
+UNDER_WAY = 100  # adds of one thread in a pipeline
 
 _LEASE = re.compile(rb'"lease_id": ?"([^"]+)"')
 _NUMBER = re.compile(rb'"data": ?"(\d{20})')
@@ -81,6 +82,16 @@ class RestqTwoShards(Restq):
     shards = 2
 
 
+class RestqStream(Restq):
+    """Over its stream, one operation under way in each connection."""
+
+    name = "restq-stream"
+    client = "raw stream"
+
+    def connect(self, index: int) -> Client:
+        return StreamRestq(self.address, self.realms)
+
+
 class RestqPython(Restq):
     """Its Python client."""
 
@@ -93,23 +104,43 @@ class RestqPython(Restq):
         return PythonRestq(self.address, self.realms[0])
 
 
+class RestqPythonStream(RestqPython):
+    """Its Python client over the stream."""
+
+    name = "restq-python-stream"
+    client = "restq.client, stream"
+
+    def connect(self, index: int) -> Client:
+        return PythonRestq(self.address, self.realms[0], stream=True)
+
+
+class RestqPipeline(RestqPython):
+    """Its Python client over the stream, with many adds of one thread under way."""
+
+    name = "restq-pipeline"
+    client = "restq.client, pipeline"
+
+    def connect(self, index: int) -> Client:
+        return PipelineRestq(self.address, self.realms[0], stream=True)
+
+
 class RawRestq(Client):
     """HTTP over a raw socket. It adds to the first of its realms, and takes from whichever has jobs."""
 
     def __init__(self, address: Address, realms: Sequence[str]) -> None:
         self.address = address
-        self.replies = HttpReplies()
+        self.replies: Replies = HttpReplies()
         self._realms = list(realms)
 
     def add(self, number: int, data_bytes: int) -> Op[None]:
         body = f'{{"queue_id":0,"data":"{payload(number, data_bytes)}"}}'.encode()
-        yield "add", request("PUT", f"/{self._realms[0]}/job/{_ID_OF(number)}", body)
+        yield "add", self._put(_ID_OF(number), body)
 
     def ready(self, numbers: Sequence[int], data_bytes: int) -> bytes:
         jobs = ",".join(
             f'{{"job_id":"{_ID_OF(number)}","queue_id":0,"data":"{payload(number, data_bytes)}"}}' for number in numbers
         )
-        return request("POST", f"/{self._realms[0]}/jobs", f'{{"jobs":[{jobs}]}}'.encode())
+        return self._post("jobs", f'{{"jobs":[{jobs}]}}'.encode())
 
     def add_many(self, ready: bytes) -> Op[None]:
         yield "bulk add", ready
@@ -129,9 +160,8 @@ class RawRestq(Client):
     def parse(self, pulled: Any) -> tuple[list[int], bytes]:
         realm, reply = pulled
         leases = b",".join(b'"%s"' % lease for lease in _LEASE.findall(reply))
-        return [int(number) for number in _NUMBER.findall(reply)], request(
-            "POST", f"/{realm}/ack", b'{"leases":[%s]}' % leases
-        )
+        numbers = [int(number) for number in _NUMBER.findall(reply)]
+        return numbers, self._post("ack", b'{"leases":[%s]}' % leases, realm)
 
     def ack_many(self, leases: bytes) -> Op[None]:
         yield "bulk ack", leases
@@ -157,19 +187,79 @@ class RawRestq(Client):
             self._realms.append(self._realms.pop(0))
         return reply
 
-    def _post(self, what: str, body: bytes) -> bytes:
-        return request("POST", f"/{self._realms[0]}/{what}", body)
+    def _put(self, job_id: str, body: bytes) -> bytes:
+        return request("PUT", f"/{self._realms[0]}/job/{job_id}", body)
+
+    def _post(self, what: str, body: bytes, realm: str | None = None) -> bytes:
+        return request("POST", f"/{realm or self._realms[0]}/{what}", body)
+
+
+class StreamReplies:
+    """Replies of a stream, of which one is under way at a time: their bodies. The first one is what it begins with."""
+
+    def __init__(self) -> None:
+        self._received = b""
+        self._is_open = False
+
+    def feed(self, chunk: bytes) -> bytes | None:
+        self._received += chunk
+        if not self._is_open:
+            head, end, self._received = self._received.partition(b"\r\n\r\n")
+            if not end or not head.startswith(b"HTTP/1.1 101 "):
+                raise LoadError(f"no stream was opened: {head[:200]!r}")
+            self._is_open = True
+        size, at = int.from_bytes(self._received[1:2]), 2
+        if size >= 126:
+            at = 4 if size == 126 else 10
+            size = int.from_bytes(self._received[2:at])
+        if len(self._received) < max(at + size, 3):  # no reply is empty
+            return None
+        message, self._received = self._received[at : at + size], self._received[at + size :]
+        _, status, body = msgpack.unpackb(message)
+        if status != 200:
+            raise LoadError(f"{status} with {body[:300]!r}")
+        return bytes(body)
+
+
+class StreamRestq(RawRestq):
+    """The stream over a raw socket."""
+
+    def __init__(self, address: Address, realms: Sequence[str]) -> None:
+        super().__init__(address, realms)
+        self.replies = StreamReplies()
+
+    def open(self) -> Op[None]:
+        upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        yield "open", f"GET /{self._realms[0]}/stream HTTP/1.1\r\nHost: restq\r\n{upgrade}{key}\r\n".encode()
+
+    def _put(self, job_id: str, body: bytes) -> bytes:
+        return _message(msgpack.packb([1, "add_job", [job_id], body]))
+
+    def _post(self, what: str, body: bytes, realm: str | None = None) -> bytes:
+        return _message(msgpack.packb([1, "add_jobs" if what == "jobs" else what, [], body]))
+
+
+def _message(content: bytes) -> bytes:
+    """A client's frame of a WebSocket, masked with zeros: which mask it has costs the server nothing."""
+    size = len(content)
+    if size < 126:
+        length = bytes([0x80 | size])
+    else:
+        length = b"\xfe" + size.to_bytes(2) if size < 1 << 16 else b"\xff" + size.to_bytes(8)
+    return b"\x82" + length + bytes(4) + content
 
 
 class PythonRestq(Client):
     """`restq.client`, as its users have it."""
 
-    def __init__(self, address: Address, realm: str) -> None:
+    def __init__(self, address: Address, realm: str, stream: bool = False) -> None:
         self._uri = f"http://{address[0]}:{address[1]}"
         self._name = realm
+        self._stream = stream
 
     def open(self) -> Op[None]:
-        self._realm = Realm(self._name, self._uri)
+        self._realm = Realm(self._name, self._uri, stream=self._stream)
         yield from ()
 
     def close(self) -> Op[None]:
@@ -219,6 +309,25 @@ class PythonRestq(Client):
             record.did(1, started)
             if left:
                 (job,) = reply["pull"]["jobs"]
+        yield from ()
+
+
+class PipelineRestq(PythonRestq):
+    """Adds that wait only for those that are `UNDER_WAY` calls behind; the last ones are waited for at the end."""
+
+    def open(self) -> Op[None]:
+        yield from super().open()
+        self._pipeline = self._realm.pipeline().__enter__()
+        self._under_way: deque[Any] = deque()
+
+    def close(self) -> Op[None]:
+        self._pipeline.__exit__(None, None, None)
+        yield from super().close()
+
+    def add(self, number: int, data_bytes: int) -> Op[None]:
+        self._under_way.append(self._pipeline.add(_ID_OF(number), 0, payload(number, data_bytes)))
+        if len(self._under_way) > UNDER_WAY:
+            self._under_way.popleft().result()
         yield from ()
 
 

@@ -40,7 +40,10 @@ class Entry:
 ROSTER: dict[str, Entry] = {
     "restq": Entry("bench.peers.restq_server:Restq"),
     "restq-2": Entry("bench.peers.restq_server:RestqTwoShards"),
+    "restq-stream": Entry("bench.peers.restq_server:RestqStream"),
     "restq-python": Entry("bench.peers.restq_server:RestqPython"),
+    "restq-python-stream": Entry("bench.peers.restq_server:RestqPythonStream"),
+    "restq-pipeline": Entry("bench.peers.restq_server:RestqPipeline"),
     "beanstalkd": Entry("bench.peers.beanstalkd_server:Beanstalkd", programs=("beanstalkd",)),
     "beanstalkd-b": Entry("bench.peers.beanstalkd_server:BeanstalkdLog", programs=("beanstalkd",)),
     "beanstalkd-f0": Entry("bench.peers.beanstalkd_server:BeanstalkdSync", programs=("beanstalkd",)),

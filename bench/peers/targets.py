@@ -17,6 +17,7 @@ import click
 from bench.load import COUNT, FILE, FOLDER, WIDTH
 from bench.peers.measure import Case
 from bench.peers.peer import Peer
+from bench.peers.restq_server import UNDER_WAY
 from bench.peers.roster import ROSTER, present
 from bench.peers.table import Runs, case_table
 from bench.peers.turns import begin, failed, interleaved
@@ -49,7 +50,8 @@ def targets(jobs: int, bulk_jobs: int, leased: int) -> list[Target]:
     leases = f"{leased:,} jobs leased"
     return [
         Target("single add, 32 connections, against bare Tornado", 0.6, adds, "add", "restq", ("tornado",)),
-        Target("single add, 32 connections, synced", 1.5, adds, "add", "restq", ("beanstalkd-f0",)),
+        Target("single add, 32 connections, synced", 1.5, adds, "add", "restq-stream", ("beanstalkd-f0",)),
+        Target("the same over HTTP", 1.5, adds, "add", "restq", ("beanstalkd-f0",)),
         Target("bulk add in 1,000s", 3, bulk, "bulk add", "restq", BULK_PEERS),
         Target("bulk pull in 1,000s, which restq alone syncs", 3, bulk, "bulk pull", "restq", BULK_PEERS),
         Target("bulk ack in 1,000s", 3, bulk, "bulk ack", "restq", BULK_PEERS),
@@ -58,7 +60,8 @@ def targets(jobs: int, bulk_jobs: int, leased: int) -> list[Target]:
         Target(f"full cycle one by one, {leases}", 20, held_singly, "cycle", "restq", ("beanstalkd-f0",)),
         Target("one worker, one job after the other", 5, Case("worker", jobs), "work", "restq", ("rq",)),
         Target("Python client, one add after the other", 1, alone, "add", "restq-python", ("rq",)),
-        Target("the same over the stream", 3, alone, "add", "restq-stream", ("rq",)),
+        Target("the same over the stream", 3, alone, "add", "restq-python-stream", ("rq",)),
+        Target(f"the same in a pipeline, {UNDER_WAY} under way", 3, alone, "add", "restq-pipeline", ("rq",)),
     ]
 
 
