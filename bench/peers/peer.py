@@ -74,6 +74,10 @@ class Client:
         """Add one job, as safe as the peer promises once this returns."""
         raise NotOffered("it takes no jobs")
 
+    def settle(self) -> Op[None]:
+        """Wait until all that was added is as safe as the peer promises, where `add` did not."""
+        yield from ()
+
     def ready(self, numbers: Sequence[int], data_bytes: int) -> Any:
         """What `add_many` takes for these jobs, made before the clock starts."""
         return [payload(number, data_bytes) for number in numbers]

@@ -313,7 +313,7 @@ class PythonRestq(Client):
 
 
 class PipelineRestq(PythonRestq):
-    """Adds that wait only for those that are `UNDER_WAY` calls behind; the last ones are waited for at the end."""
+    """Adds that wait only for those that are `UNDER_WAY` calls behind."""
 
     def open(self) -> Op[None]:
         yield from super().open()
@@ -323,6 +323,11 @@ class PipelineRestq(PythonRestq):
     def close(self) -> Op[None]:
         self._pipeline.__exit__(None, None, None)
         yield from super().close()
+
+    def settle(self) -> Op[None]:
+        while self._under_way:
+            self._under_way.popleft().result()
+        yield from ()
 
     def add(self, number: int, data_bytes: int) -> Op[None]:
         self._under_way.append(self._pipeline.add(_ID_OF(number), 0, payload(number, data_bytes)))

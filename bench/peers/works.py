@@ -54,6 +54,7 @@ def add(member: Member, share: Share) -> Op[None]:
             started = perf_counter()
             yield from member.client.add(number, share.data_bytes)
             share.record.did(1, started)
+        yield from member.client.settle()
 
     return script()
 
