@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.connection import Address, LoadError, Script, call, drive, each, request
+import msgpack
+
+from bench import websocket
+from bench.connection import Address, Connection, LoadError, Script, call, drive, each, request, run
 from bench.life import Life
 from bench.report import Figures, percentiles
 from bench.scenarios import Plan, Session, lease_long
@@ -27,6 +30,8 @@ BATCH = 1_000
 TURNS = 50  # that each of two servers gets: what else the machine does then meets both
 LARGE_BYTES = 8 << 10  # of data, more than a shard keeps in memory
 LARGE_BATCH = 100
+STREAM_WAITERS = 1_000  # that one stream may have
+SPREAD_REALMS = 8
 
 _LEASE_ID = re.compile(rb'"lease_id": ?("[^"]+")')
 
@@ -113,6 +118,35 @@ def waiters(sizes: Sizes) -> Figures:
         "cpu_percent_with_nobody": round(nobody, 2),  # a tick of the system's clock in 10 s is 0.1
         "cpu_percent": round(found["cpu_percent_while_waiting"], 2),
     }
+
+
+def stream_waiters(sizes: Sizes) -> Figures:
+    """The same over streams, a window of them over each: of so many more, once the first streams are there."""
+    with running(sizes.data_root, "--shards", "1") as server:
+        call(server.address, "PUT", f"/{REALM}/config", b"{}")
+        pulls = b"".join(msgpack.packb([number, "pull", [], b'{"wait":300}']) for number in range(STREAM_WAITERS))
+        streams = [_stream(server.address, pulls)]
+        time.sleep(sizes.idle_seconds / 2)
+        before = server.memory_bytes("Rss")
+        streams += [_stream(server.address, pulls) for _ in range(sizes.waiters // STREAM_WAITERS)]
+        time.sleep(sizes.idle_seconds / 2)
+        grown, cpu = server.memory_bytes("Rss") - before, server.cpu_seconds()
+        time.sleep(sizes.idle_seconds)
+        cpu = server.cpu_seconds() - cpu
+        for stream in streams:
+            stream.socket.close()
+    return {
+        "memory_KiB_each": grown / 1024 / ((len(streams) - 1) * STREAM_WAITERS or STREAM_WAITERS),
+        "cpu_percent": round(cpu / sizes.idle_seconds * 100, 2),
+    }
+
+
+def _stream(address: Address, pulls: bytes) -> Connection:
+    stream = Connection(address, websocket.Replies())
+    run([stream], [each("open", iter([websocket.opening(f"/{REALM}/stream")]))])
+    stream.socket.setblocking(True)
+    stream.socket.sendall(websocket.message(pulls))
+    return stream
 
 
 # -- bulk work -----------------------------------------------------------------------------------------------------
@@ -243,14 +277,31 @@ def whole(sizes: Sizes) -> Figures:
     """Memory of ready and of leased jobs, and starts with them."""
     with running(sizes.data_root, "--shards", "1") as server:
         plan = Plan(scenarios=("memory", "restart"))
-        run = Session(server.address, Workload(jobs=sizes.jobs), plan, server).measure()
+        found = Session(server.address, Workload(jobs=sizes.jobs), plan, server).measure()
     memory = "rss_beyond_id_and_data_bytes_per_job"
     return {
-        "bytes_a_ready_job": run["memory, all ready"][memory],
-        "bytes_a_leased_job": run["memory, all leased"][memory],
-        "start_seconds_after_kill": run["restart after kill -9"]["ready_s"],
-        "start_seconds_after_stop": run["restart after SIGTERM"]["ready_s"],
+        "bytes_a_ready_job": found["memory, all ready"][memory],
+        "bytes_a_leased_job": found["memory, all leased"][memory],
+        "start_seconds_after_kill": found["restart after kill -9"]["ready_s"],
+        "start_seconds_after_stop": found["restart after SIGTERM"]["ready_s"],
     }
+
+
+def spread(sizes: Sizes) -> Figures:
+    """Starts of two shards that share the jobs."""
+    with running(sizes.data_root, "--shards", "2") as server:
+        workload = Workload(jobs=sizes.jobs, realms=SPREAD_REALMS)
+        session = Session(server.address, workload, Plan(scenarios=("restart",)), server)
+        for shard, realms in enumerate(_halves(workload.realm_names())):
+            for realm in realms:
+                call(server.address, "PUT", f"/{realm}/config", b"{}")  # it comes to be
+                call(server.address, "PUT", f"/{realm}/shard", b'{"shard":%d}' % shard)
+        found = session.measure()
+    return {"start_seconds_after_kill": found["restart after kill -9"]["ready_s"]}
+
+
+def _halves(names: list[str]) -> tuple[list[str], list[str]]:
+    return names[: len(names) // 2], names[len(names) // 2 :]
 
 
 def large(sizes: Sizes) -> Figures:
@@ -274,7 +325,9 @@ ROWS: dict[str, Callable[[Sizes], Figures]] = {
     "size": size,
     "shards": shards,
     "memory": whole,
+    "spread": spread,
     "large data": large,
     "clear": clear,
     "waiters": waiters,
+    "stream waiters": stream_waiters,
 }

@@ -54,9 +54,12 @@ TARGETS = (
     Target("large data", "bytes_a_job_with_large_data", "memory of a job with 8 KiB of data beyond its id: bytes", 400),
     Target("memory", "start_seconds_after_kill", "start with {jobs} after kill -9: seconds", 3),
     Target("memory", "start_seconds_after_stop", "start with {jobs} after SIGTERM: seconds", 3),
+    Target("spread", "start_seconds_after_kill", "start of two shards with {jobs} after kill -9: seconds", 3),
     Target("clear", "p99_ms", "request to one realm while another clears {jobs}, p99: ms", 50),
     Target("waiters", "memory_KiB_each", "memory of each of {waiters} idle long polls: KiB", 8),
     Target("waiters", "cpu_percent", "CPU of {waiters} idle long polls: percent of a core", 0.1),
+    Target("stream waiters", "memory_KiB_each", "memory of each of {waiters} that wait over streams: KiB", 8),
+    Target("stream waiters", "cpu_percent", "CPU of {waiters} that wait over streams: percent of a core", 0.1),
 )
 
 Verdict = dict[str, Any]

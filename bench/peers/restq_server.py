@@ -13,6 +13,7 @@ from typing import Any
 import msgpack
 
 import restq
+from bench import websocket
 from bench.connection import Address, HttpReplies, LoadError, Replies, call, request
 from bench.peers.peer import LEASE_SECONDS, NUMBER_DIGITS, Client, Op, Peer, Record, payload
 from bench.server import Process, Server
@@ -194,60 +195,21 @@ class RawRestq(Client):
         return request("POST", f"/{realm or self._realms[0]}/{what}", body)
 
 
-class StreamReplies:
-    """Replies of a stream, of which one is under way at a time: their bodies. The first one is what it begins with."""
-
-    def __init__(self) -> None:
-        self._received = b""
-        self._is_open = False
-
-    def feed(self, chunk: bytes) -> bytes | None:
-        self._received += chunk
-        if not self._is_open:
-            head, end, self._received = self._received.partition(b"\r\n\r\n")
-            if not end or not head.startswith(b"HTTP/1.1 101 "):
-                raise LoadError(f"no stream was opened: {head[:200]!r}")
-            self._is_open = True
-        size, at = int.from_bytes(self._received[1:2]), 2
-        if size >= 126:
-            at = 4 if size == 126 else 10
-            size = int.from_bytes(self._received[2:at])
-        if len(self._received) < max(at + size, 3):  # no reply is empty
-            return None
-        message, self._received = self._received[at : at + size], self._received[at + size :]
-        _, status, body = msgpack.unpackb(message)
-        if status != 200:
-            raise LoadError(f"{status} with {body[:300]!r}")
-        return bytes(body)
-
-
 class StreamRestq(RawRestq):
     """The stream over a raw socket."""
 
     def __init__(self, address: Address, realms: Sequence[str]) -> None:
         super().__init__(address, realms)
-        self.replies = StreamReplies()
+        self.replies = websocket.Replies()
 
     def open(self) -> Op[None]:
-        upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-        yield "open", f"GET /{self._realms[0]}/stream HTTP/1.1\r\nHost: restq\r\n{upgrade}{key}\r\n".encode()
+        yield "open", websocket.opening(f"/{self._realms[0]}/stream")
 
     def _put(self, job_id: str, body: bytes) -> bytes:
-        return _message(msgpack.packb([1, "add_job", [job_id], body]))
+        return websocket.message(msgpack.packb([1, "add_job", [job_id], body]))
 
     def _post(self, what: str, body: bytes, realm: str | None = None) -> bytes:
-        return _message(msgpack.packb([1, "add_jobs" if what == "jobs" else what, [], body]))
-
-
-def _message(content: bytes) -> bytes:
-    """A client's frame of a WebSocket, masked with zeros: which mask it has costs the server nothing."""
-    size = len(content)
-    if size < 126:
-        length = bytes([0x80 | size])
-    else:
-        length = b"\xfe" + size.to_bytes(2) if size < 1 << 16 else b"\xff" + size.to_bytes(8)
-    return b"\x82" + length + bytes(4) + content
+        return websocket.message(msgpack.packb([1, "add_jobs" if what == "jobs" else what, [], body]))
 
 
 class PythonRestq(Client):
