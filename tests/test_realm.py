@@ -25,7 +25,7 @@ from restq.shards import adding, leasing, operating, sweeps
 from restq.shards.changes import Changes, Keys
 from restq.shards.commands.jobs import remove
 from restq.shards.commands.settings import status
-from restq.shards.data import INLINE_BYTES_MAX
+from restq.shards.data import INLINE_BYTES_MAX, Large
 from restq.shards.heap import DEAD_COUNT_MIN
 from restq.shards.job import FRESH, Place
 from restq.shards.leasing import Pull, Wanted
@@ -385,7 +385,8 @@ def test_add_of_large_data_keeps_only_its_digest_in_memory(realm: Realm) -> None
     text = b'"' + b"x" * INLINE_BYTES_MAX + b'"'
     add(realm, "a", data=text)
     job = realm.get_job("a")
-    assert not isinstance(job.data, bytes)
+    assert isinstance(job.data, Large)
+    assert job.inline_bytes == 0
     assert realm.changes.payloads[job.key] == text
     add(realm, "a", 1, data=b" " + text)
     with pytest.raises(DataDiffers):

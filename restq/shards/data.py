@@ -7,7 +7,7 @@ answers the one question a realm asks of data: is this the same?
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import msgspec
 
@@ -16,16 +16,31 @@ from restq.errors import BodyMalformed
 
 INLINE_BYTES_MAX = 4096
 
+_SIZE_BYTES = 6
+
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _pack = msgspec.msgpack.Encoder().encode
 
 
-class Large(NamedTuple):
-    """Stands for data that lives in the file."""
+class Large(bytes):
+    """Stands for data that lives in the file: its digest and its size, in one object of 80 bytes, not three of 200."""
 
-    digest: str
-    size: int
+    __slots__ = ()
+
+    def __new__(cls, digest: str, size: int) -> Self:
+        """`digest` in hexadecimal digits, `size` in bytes."""
+        return super().__new__(cls, bytes.fromhex(digest) + size.to_bytes(_SIZE_BYTES))
+
+    @property
+    def digest(self) -> str:
+        """What tells whether other data are the same."""
+        return self[:-_SIZE_BYTES].hex()
+
+    @property
+    def size(self) -> int:
+        """The length of the data."""
+        return int.from_bytes(self[-_SIZE_BYTES:])
 
 
 def large(text: bytes) -> Large:

@@ -149,7 +149,7 @@ def _count(realm: Realm) -> None:
     """Count what its jobs are."""
     data = [job.data for job in realm.jobs.values() if job.data is not None]
     sizes = [text.size for text in data if isinstance(text, Large)]
-    realm.inline_bytes = sum(map(len, realm.jobs)) + sum(len(text) for text in data if isinstance(text, bytes))
+    realm.inline_bytes = sum(map(len, realm.jobs)) + sum(len(text) for text in data if not isinstance(text, Large))
     realm.data_bytes = realm.inline_bytes + sum(sizes)
     realm.tags.carried_count = sum(len(tag.jobs) for tag in realm.tags.values())
 
