@@ -16,11 +16,21 @@ REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2
 COOKIE = REPLY.replace(b"\r\n\r\n", b"\r\nSet-Cookie: way=5; Path=/\r\n\r\n")
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Idempotency-Key": "k"}
 
+
+class Signed(requests.auth.AuthBase):
+    """Signs each request for itself."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["X-Signed"] = f"{request.method} {request.path_url}"
+        return request
+
+
 Set = Callable[[requests.Session], Any]
 SETTINGS: dict[str, Set] = {
     "nothing": lambda session: None,
     "headers": lambda session: session.headers.update({"X-Way": "5", "Accept": "text/html"}),
     "auth": lambda session: setattr(session, "auth", ("me", "secret")),
+    "signed": lambda session: setattr(session, "auth", Signed()),
     "proxies": lambda session: session.proxies.update(http="http://127.0.0.1:9"),
     "params": lambda session: setattr(session, "params", {"way": "5"}),
     "cookies": lambda session: session.cookies.set("way", "5"),
@@ -60,6 +70,24 @@ def test_send_is_what_requests_sends(setting: str, answer: bytes) -> None:
     assert ours == theirs
     if setting != "nothing":
         assert ours[4:] != ours[:4]
+
+
+@pytest.mark.parametrize("verb", ["get", "put", "post", "delete"])
+def test_send_what_the_client_sends_is_not_left_to_requests(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setattr(requests.Session, "request", None)
+    with Broken(REPLY) as server, Session() as session:
+        assert getattr(session, verb)(f"{server.uri}r/job/a", headers=HEADERS, timeout=5).json() == {}
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"data": {"way": "5"}}, {"data": "ä", "headers": {}, "timeout": 5}])
+def test_send_what_others_send_is_what_requests_sends(options: dict[str, Any]) -> None:
+    arrived = []
+    for kind in (Session, requests.Session):
+        with Broken(REPLY) as server, kind() as session:
+            session.put(f"{server.uri}r", **options)
+            arrived.append(_sorted(server.requests[0].replace(server.uri.rsplit(":", 1)[1][:-1].encode(), b"PORT")))
+    assert arrived[0] == arrived[1]
 
 
 @pytest.mark.parametrize(

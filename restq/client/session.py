@@ -36,10 +36,13 @@ class Session(requests.Session):
 
     def request(self, method: str | bytes, url: str | bytes, *args: Any, **options: Any) -> requests.Response:
         """Send a request, as requests does."""
-        plain = not args and isinstance(method, str) and isinstance(url, str) and options.keys() <= _PLAIN
-        if not plain or self.cookies or self.params or self.hooks["response"]:
+        given = {name: value for name, value in options.items() if value is not None}  # its verbs give all they know
+        plain = not args and isinstance(method, str) and isinstance(url, str) and given.keys() <= _PLAIN
+        plain = plain and given.keys() >= _NEEDED and isinstance(given.get("data", b""), bytes)
+        # A callable signs each request for itself, and may want to see the response.
+        if not plain or self.cookies or self.params or self.hooks["response"] or callable(self.auth):
             return super().request(method, url, *args, **options)
-        return self._send_plain(str(method), str(url), **options)
+        return self._send_plain(str(method), str(url), **given)
 
     def _send_plain(
         self,
@@ -75,4 +78,5 @@ class Session(requests.Session):
         return found
 
 
-_PLAIN = frozenset({"headers", "timeout", "data", "allow_redirects"})
+_NEEDED = frozenset({"headers", "timeout"})
+_PLAIN = _NEEDED | {"data", "allow_redirects"}
