@@ -374,8 +374,13 @@ class Blind:
         await until(lambda: self.write() and self.read() and self.messages)
         self.messages.clear()
 
-    def say(self, content: bytes) -> None:
-        self._websocket.send_binary(content)
+    def say(self, content: bytes, is_whole: bool = True) -> None:
+        self._websocket.send_binary(content, fin=is_whole)
+        self._unsent += b"".join(self._websocket.data_to_send())
+
+    def go_on(self, content: bytes) -> None:
+        """Say the rest of a message."""
+        self._websocket.send_continuation(content, fin=True)
         self._unsent += b"".join(self._websocket.data_to_send())
 
     def write(self) -> bool:
@@ -474,6 +479,23 @@ def test_ask_beyond_what_the_server_holds_is_refused(tmp_path: Path) -> None:
         assert await client.answer(1) == (200, {})
 
     run(tmp_path, test)
+
+
+def test_send_fragments_without_an_end_holds_no_more_than_one_message(tmp_path: Path) -> None:
+    async def within() -> None:
+        async with frontend(tmp_path) as front:
+            [shard], blind = front.shards, Blind(front.port)
+            await blind.open()
+            shard.answers["add_job"] = DONE
+            whole = frame(1, "add_job", ["j"], b"x" * 100_000)
+            blind.say(whole[:50_000], is_whole=False)
+            for count in range(1, 10):
+                blind.go_on(whole[50_000:])
+                blind.say(whole[:50_000], is_whole=False)
+                await until(lambda count=count: blind.write() and len(shard.asked) == count)
+                await until(lambda: not front.app.held_bytes)
+
+    asyncio.run(within())
 
 
 # -- how it ends ---------------------------------------------------------------------------------------------------

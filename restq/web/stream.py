@@ -50,7 +50,7 @@ class Stream(asyncio.Protocol):
         self._message_bytes_max = app.body_bytes_max + FRAME_BYTES_MAX
         self._websocket = ServerProtocol(state=State.OPEN, max_size=self._message_bytes_max, logger=quiet)
         self._transport: asyncio.Transport | None = None
-        self._parts: list[bytes] = []  # of a message that comes in several frames
+        self._part = bytearray()  # of a message that comes in several frames
         self._unread_bytes = 0  # of a message that is not whole yet
         self._messages: deque[frames.Message] = deque()  # whole, and not all of their operations begun
         self._under_way = 0
@@ -104,7 +104,7 @@ class Stream(asyncio.Protocol):
         events = self._websocket.events_received()
         for event in events:
             self._take(cast(Frame, event))
-        self._count_unread(0 if events and not self._parts else self._unread_bytes + len(data))
+        self._count_unread(len(self._part) if events else self._unread_bytes + len(data))
         self._begin()
         self._write()
 
@@ -159,10 +159,11 @@ class Stream(asyncio.Protocol):
         elif frame.opcode is Opcode.BINARY or frame.opcode is Opcode.CONT:
             if self._ending is not None:
                 return
-            self._parts.append(bytes(frame.data))
+            if self._part or not frame.fin:
+                self._part += frame.data
             if frame.fin:
-                message = frames.Message(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
-                self._parts.clear()
+                message = frames.Message(bytes(self._part or frame.data))
+                self._part.clear()
                 self._app.held_bytes += message.size
                 self._messages.append(message)
 
@@ -302,7 +303,7 @@ class Stream(asyncio.Protocol):
 
     def _forget_unbegun(self) -> None:
         self._count_unread(0)
-        self._parts.clear()
+        self._part.clear()
         self._app.held_bytes -= sum(message.size for message in self._messages)
         self._messages.clear()
 
