@@ -38,7 +38,7 @@ class Stream:
         self.body_bytes_max = body_bytes_max
         self._socket = socket
         self._asked: dict[int, asyncio.Future[tuple[int, bytes]]] = {}
-        self._left: set[int] = set()  # pulls whose callers were cancelled
+        self._left: set[int] = set()  # pulls whose callers were cancelled, or waited for too long
         self._ids = itertools.count(1)
         self._unsent: deque[bytes] = deque()
         self._sending: asyncio.Task[None] | None = None
@@ -60,7 +60,7 @@ class Stream:
         try:
             async with asyncio.timeout(seconds):
                 return await future
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, TimeoutError):
             if operation.name == "pull":
                 if future.done() and not future.cancelled() and future.exception() is None:
                     self._give_back(*future.result())
@@ -123,7 +123,7 @@ class Stream:
             self._give_back(status, body)
 
     def _give_back(self, status: int, body: bytes) -> None:
-        """What was leased for a caller that was cancelled is ready again, as if its connection had been closed."""
+        """What was leased for a caller that has left is ready again, as if its connection had been closed."""
         leases = [job["lease_id"] for job in json.loads(body)["jobs"]] if status == 200 else []
         if leases:
             release = Operation("", "release", [])
@@ -170,7 +170,8 @@ class StreamConnection(Connection):
             opening = None
         if opening is None:
             opening = self._streams[realm] = asyncio.create_task(self._open(realm, seconds))
-        return await asyncio.shield(opening)
+        async with asyncio.timeout(seconds):  # whoever opens it may have more time
+            return await asyncio.shield(opening)
 
     async def _open(self, realm: str, seconds: float) -> Stream:
         async with asyncio.timeout(seconds):

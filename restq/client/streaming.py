@@ -46,15 +46,15 @@ def stream_path(realm: str) -> str:
 
 
 def replies(message: bytes) -> Iterator[tuple[int | None, int, bytes]]:
-    """The id, the status and the body of each reply in a message. ValueError where it is none of restq's."""
+    """The id, the status and the body of each reply in a message. ConnectionError where it is none of restq's."""
     unpacker = msgpack.Unpacker(max_buffer_size=max(len(message), 1), read_size=1)
     unpacker.feed(message)
     try:
         for reply in unpacker:
             request_id, status, body = reply
             yield request_id, status, body
-    except (TypeError, msgpack.UnpackException) as error:
-        raise ValueError(f"what came over the stream is no reply: {error}") from None
+    except (TypeError, ValueError, msgpack.UnpackException) as error:
+        raise ConnectionError(f"what came over the stream is no reply: {error}") from None
 
 
 def ended(code: int | None, reason: str | None) -> Exception:
