@@ -18,7 +18,8 @@ from websockets.sync.server import ServerConnection, serve
 from restq import Realm, Realms, aio, client
 from restq.aio import stream as aio_stream
 from restq.client import stream
-from restq.config import load
+from restq.client.streaming import Operation
+from restq.config import ConfigError, load
 from restq.errors import (
     JobNotFound,
     Overloaded,
@@ -115,6 +116,20 @@ def test_cancel_pull_gives_back_what_was_leased_for_it(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_pull_that_is_answered_too_late_gives_back_what_was_leased_for_it(tmp_path: Path) -> None:
+    async def test(front: Frontend, uri: str) -> None:
+        [shard] = front.shards
+        async with aio.Realm("r", uri, stream=True) as realm:
+            assert isinstance(realm._connection, aio_stream.StreamConnection)
+            opened = await realm._connection._stream("r", 60)
+            with pytest.raises(TimeoutError):
+                await opened.ask(Operation("r", "pull", []), b"{}", None, 0)
+            shard.reply(await shard.call("pull"), LEASED, extra=5)
+            assert (await shard.call("release")).body == b'{"leases": ["L"]}'
+
+    run(tmp_path, test)
+
+
 # -- what is sent again ----------------------------------------------------------------------------------------------
 
 
@@ -142,7 +157,7 @@ class Either:
     """A realm of either client over a stream, used by coroutines."""
 
     def __init__(self, kind: Any, *given: Any, **options: Any) -> None:
-        self._realm = kind.Realm("r", *given, stream=True, **options)
+        self._realm = kind.Realm("r", *given, **{"stream": True, **options})
         self._is_aio = kind is aio
 
     async def do(self, method: str, *given: Any) -> Any:
@@ -179,11 +194,31 @@ def test_ask_without_an_answer_ends_at_the_time_limit(tmp_path: Path, kind: Any)
 
 
 @pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
-def test_ask_over_stream_that_ends_with_a_word_to_nobody_raises_at_once(kind: Any) -> None:
+@pytest.mark.parametrize("stream", [False, True], ids=["http", "stream"])
+@pytest.mark.parametrize("uri", ["nonsense", "localhost:8586", "ftp://h/", "http://[::1", "http://h:99999/"])
+def test_ask_what_is_no_address_says_that_nothing_was_sent(kind: Any, stream: bool, uri: str) -> None:
+    async def ask() -> None:
+        realm = Either(kind, uri, stream=stream)
+        with pytest.raises(ConfigError, match="is no address such as http://localhost:8586/: nothing was sent"):
+            await realm.do("add", "a", 0)
+        await realm.do("close")
+
+    asyncio.run(ask())
+
+
+ENDS = {
+    "a word to nobody": (frames.refusal(None, Overloaded("so it ends")), r"1007 \(in vain\)"),
+    "no reply": (b"\x01", "what came over the stream is no reply"),
+}
+
+
+@pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
+@pytest.mark.parametrize("said", ENDS)
+def test_ask_over_stream_that_ends_without_a_reply_raises_at_once(kind: Any, said: str) -> None:
     def end(websocket: ServerConnection) -> None:
         websocket.send(frames.reply(None, 200, b'{"body_bytes": 1000}'))
         websocket.recv()
-        websocket.send(frames.refusal(None, Overloaded("so it ends")))
+        websocket.send(ENDS[said][0])
         websocket.close(1007, "in vain")
 
     with serve(end, "127.0.0.1", 0, compression=None) as server:
@@ -192,7 +227,9 @@ def test_ask_over_stream_that_ends_with_a_word_to_nobody_raises_at_once(kind: An
         realm = Either(kind, f"http://127.0.0.1:{server.socket.getsockname()[1]}/")
 
         async def ask() -> None:
-            with pytest.raises(ServerUnreachable, match=r"1007 \(in vain\): whether the request was done is not known"):
+            with pytest.raises(
+                ServerUnreachable, match=f"{ENDS[said][1]}.*: whether the request was done is not known"
+            ):
                 await realm.do("add", "a", 0)
             await realm.do("close")
 

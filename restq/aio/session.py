@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -29,6 +31,19 @@ class NotSent(OSError, ValueError):
 
 class StreamRefused(Exception):
     """The server opens no stream there: over HTTP it says why, or does all the same what is asked."""
+
+
+@contextlib.contextmanager
+def _raising_os_errors() -> Iterator[None]:
+    """What aiohttp raises, as an OSError: where requests raises one, restq's client knows what it means."""
+    try:
+        yield
+    except OSError:  # refused, timed out, reset: as they are
+        raise
+    except (ValueError, aiohttp.NonHttpUrlClientError) as error:
+        raise NotSent(str(error)) from error
+    except aiohttp.ClientError as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
 
 
 class Session:
@@ -60,18 +75,13 @@ class Session:
 
     async def connect(self, url: str) -> aiohttp.ClientWebSocketResponse:
         """Open a WebSocket. OSError where nobody answers; StreamRefused where the answer is another one."""
-        try:
-            return await self._client().ws_connect(
-                URL(url, encoded=True), heartbeat=HEARTBEAT_SECONDS, max_msg_size=0, compress=0
-            )
-        except OSError:
-            raise
-        except aiohttp.WSServerHandshakeError as error:
-            raise StreamRefused(str(error)) from error
-        except ValueError as error:
-            raise NotSent(str(error)) from error
-        except aiohttp.ClientError as error:
-            raise ConnectionError(str(error) or type(error).__name__) from error
+        with _raising_os_errors():
+            try:
+                return await self._client().ws_connect(
+                    URL(url, encoded=True), heartbeat=HEARTBEAT_SECONDS, max_msg_size=0, compress=0
+                )
+            except aiohttp.WSServerHandshakeError as error:
+                raise StreamRefused(str(error)) from error
 
     async def close(self) -> None:
         """Close what is our own. The next request would open another."""
@@ -90,18 +100,12 @@ class Session:
     ) -> Reply:
         # As requests counts: the time to connect, and then each wait for bytes.
         limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
-        try:
+        with _raising_os_errors():
             # encoded: the path is as it is to be, %2F and %2E in it included.
             async with self._client().request(
                 method, URL(url, encoded=True), headers=headers, timeout=limits, data=data, allow_redirects=False
             ) as response:
                 return Reply(response.status, await response.read())
-        except OSError:  # refused, timed out, reset: as they are
-            raise
-        except ValueError as error:
-            raise NotSent(str(error)) from error
-        except aiohttp.ClientError as error:
-            raise ConnectionError(str(error) or type(error).__name__) from error
 
     def _client(self) -> aiohttp.ClientSession:
         if self._given is not None:

@@ -17,13 +17,12 @@ import time
 import weakref
 from collections.abc import Callable
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidStatus, InvalidURI
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
-from websockets.uri import parse_uri
+from websockets.uri import WebSocketURI, parse_uri
 
 from restq.client import streaming
 from restq.client.call import Call
@@ -50,22 +49,19 @@ class Stream:
 
     def __init__(self, address: str, seconds: float) -> None:
         """`address` is that of the stream, over http or https. Raises Refused where there is none."""
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise NotSent(f"{address} is no address of a server")
+        to = _parsed(address)
         self.pid = os.getpid()
         self._deadline = time.monotonic() + seconds
-        self._websocket = ClientProtocol(parse_uri("ws" + address.removeprefix("http")), max_size=None)
+        self._websocket = ClientProtocol(to, max_size=None)
         self._parts: list[bytes] = []
         self._replies: dict[int | None, tuple[int, bytes]] = {}
         self._last_id = 0
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._socket = socket.create_connection((parts.hostname, port), seconds)
+        self._socket = socket.create_connection((to.host, to.port), seconds)
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if parts.scheme == "https":
+            if to.secure:
                 context = ssl.create_default_context()
-                self._socket = context.wrap_socket(self._socket, server_hostname=parts.hostname)
+                self._socket = context.wrap_socket(self._socket, server_hostname=to.host)
             self._poll = select.poll()
             self._poll.register(self._socket, select.POLLIN)
             self._websocket.send_request(self._websocket.connect())
@@ -185,6 +181,18 @@ class NotSent(OSError, ValueError):
     """The address is none: nothing was sent. Both, as requests has it."""
 
 
+_SCHEMES = {"http": "ws", "https": "wss"}
+
+
+def _parsed(address: str) -> WebSocketURI:
+    """Raises NotSent where it is no address of a server."""
+    scheme, colon, rest = address.partition(":")
+    try:
+        return parse_uri(_SCHEMES[scheme.lower()] + colon + rest)
+    except (KeyError, ValueError, InvalidURI) as error:
+        raise NotSent(f"{address} is no address of a server: {error}") from None
+
+
 class StreamConnection(Connection):
     """Sends what is asked of one realm over streams. Threads may share it: each has streams of its own."""
 
@@ -219,11 +227,14 @@ class StreamConnection(Connection):
         if stream is None or not stream.is_open():
             streams.pop(realm, None)
             stream = streams[realm] = Stream(self.uri + streaming.stream_path(realm), seconds)
-            self._streams.add(stream)
+            with self._lock:
+                self._streams.add(stream)
         return stream
 
     def close(self) -> None:
         """Close all streams, and the Session, if there is one of our own. The next call would open another."""
-        for stream in list(self._streams):
+        with self._lock:  # for no other thread adds one meanwhile
+            streams = list(self._streams)
+        for stream in streams:
             stream.close()
         super().close()
