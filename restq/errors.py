@@ -263,6 +263,10 @@ class Overloaded(RestqError, ConnectionError):
     builtin = ConnectionError
 
 
+# A stream that ends with this reason says so of all that has no reply: a promise, after which it may be sent again.
+UNANSWERED_IS_UNDONE = "what has no reply was not done"
+
+
 class ShardUnavailable(RestqError, ConnectionError):
     """The realm's shard went away. Whether the request was done is not known."""
 

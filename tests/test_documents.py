@@ -13,7 +13,7 @@ import restq
 from restq.cli.root import COMMANDS
 from restq.config import OPTIONS
 from restq.errors import RestqError, ServerUnreachable
-from restq.web.routes import REALM_OPERATIONS, ROUTES
+from restq.routes import REALM_OPERATIONS, ROUTES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -23,7 +23,7 @@ from conftest import Server
 from realm_calls import RealmCalls
 from wire import JSON, MSGPACK, ask, connect, encoded, names_on, raw_request
 
-from restq.web.routes import ROUTES, Route
+from restq.routes import ROUTES, Route
 
 README = (Path(__file__).resolve().parent.parent / "README.rst").read_text(encoding="utf-8")
 METHODS = {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"}

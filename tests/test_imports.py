@@ -34,18 +34,17 @@ ARROWS: dict[str, str] = {
     "bodies": "errors names",
     "protocol": "errors",
     "placement": "",
+    "routes": "errors",
     "child": "",
     "loop": "",
     "pipe": "errors protocol",
     "web": "web.*",
-    "web.*": "restq bodies child errors loop memory names pipe placement protocol web web.*",
+    "web.*": "restq bodies child errors loop memory names pipe placement protocol routes web web.*",
     "supervisor": "child config data_dir errors shards.relocation shards.store",
     "backup": "data_dir errors pipe shards.wal shards.witness",
     "check": "data_dir errors shards shards.changes shards.checksums shards.schema shards.wal shards.witness",
     "client": "client.*",
-    # The table of operations, and what is said over a stream, are the same at its both ends.
-    "client.streaming": "client.call errors web web.frames web.routes",
-    "client.*": "restq client.* config errors names",
+    "client.*": "restq client.* config errors names routes",
     "aio": "aio.*",
     "aio.*": "restq aio.* client.* config errors names",
     "cli": "cli.*",
@@ -120,7 +119,7 @@ ARROWS: dict[str, str] = {
     "shards.stats": "",
     "shards.moving": (
         "errors pipe shards.actor shards.changes shards.data shards.loader shards.realm shards.renumbering"
-        " shards.replies shards.rows shards.store shards.sweeps"
+        " shards.replies shards.rows shards.store"
     ),
     "shards.relocation": (
         "data_dir errors placement shards.changes shards.renumbering shards.reserve shards.store shards.*_store"

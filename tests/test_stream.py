@@ -23,11 +23,11 @@ from websockets.exceptions import InvalidStatus
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from restq import placement
+from restq import placement, routes
+from restq.errors import UNANSWERED_IS_UNDONE
 from restq.protocol import MOVED
-from restq.web import routes, stream
+from restq.web import stream
 from restq.web.crowd import IDLE_SECONDS
-from restq.web.frames import UNANSWERED_IS_UNDONE
 from restq.web.stream import Stream
 
 Test = Callable[[Frontend, StreamClient], Coroutine[Any, Any, None]]

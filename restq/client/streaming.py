@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from restq import routes
 from restq.client.call import Call, path
-from restq.errors import Overloaded, RestqError
-from restq.web import routes
-from restq.web.frames import UNANSWERED_IS_UNDONE
+from restq.errors import UNANSWERED_IS_UNDONE, Overloaded, RestqError
 
 _packer = msgpack.Packer(autoreset=True)
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from restq.errors import InternalError, Overloaded, RestqError, ShardUnavailable
 from restq.protocol import MOVED, Reply
+from restq.routes import Route
 from restq.web.app import App
 from restq.web.calls import Lease
-from restq.web.routes import Route
 
 LARGE_BYTES = 64 << 10  # of a reply that has to fit beside others; what is smaller fits into the system's buffers
 HOPS_MAX = 8  # how often a request follows a realm that moves

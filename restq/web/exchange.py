@@ -18,9 +18,9 @@ from typing import Any
 from tornado import httputil, iostream
 from tornado.http1connection import HTTP1Connection
 
-from restq import names
+from restq import names, routes
 from restq.errors import BodyTooLarge, MethodNotAllowed, Overloaded, RestqError, UpgradeRequired
-from restq.web import once, routes
+from restq.web import once
 from restq.web.app import App
 from restq.web.asking import LARGE_BYTES, Asking, LongPoll, check_room, known
 from restq.web.calls import Call, Lease, Operation

@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import msgpack
 
 from restq.errors import BodyMalformed, BodyTooLarge, FieldInvalid, FieldTypeWrong, RestqError, RouteNotFound
+from restq.routes import REALM_OPERATIONS, Route
 from restq.web import once
-from restq.web.routes import REALM_OPERATIONS, Route
 
 FRAME = "[id, operation, params, body] or [id, operation, params, body, key]"
-# With this reason a close is a promise, after which everything without a reply may be sent again.
-UNANSWERED_IS_UNDONE = "what has no reply was not done"
 END = object()  # of a message
 NUMBER_TYPES = frozenset({int, float})
 

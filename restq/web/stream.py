@@ -19,11 +19,11 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
-from restq.errors import BodyMalformed, Overloaded, RestqError
+from restq.errors import UNANSWERED_IS_UNDONE, BodyMalformed, Overloaded, RestqError
+from restq.routes import Route
 from restq.web import frames
 from restq.web.app import App
 from restq.web.asking import Asking, LongPoll, check_room, known
-from restq.web.routes import Route
 from restq.web.upgrade import quiet
 
 WINDOW = 1_000  # operations of one stream under way, beside those that wait
@@ -143,11 +143,11 @@ class Stream(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
         else:
-            self._end(TRY_AGAIN, frames.UNANSWERED_IS_UNDONE)
+            self._end(TRY_AGAIN, UNANSWERED_IS_UNDONE)
 
     def drain(self) -> None:
         """Begin nothing more, and close once everything is answered."""
-        self._end(GOING_AWAY, frames.UNANSWERED_IS_UNDONE)
+        self._end(GOING_AWAY, UNANSWERED_IS_UNDONE)
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -316,7 +316,7 @@ class Stream(asyncio.Protocol):
         before, self._unread_bytes = self._unread_bytes, size
         self._app.held_bytes += max(0, size - UNREAD_BYTES_MAX) - max(0, before - UNREAD_BYTES_MAX)
         if size > UNREAD_BYTES_MAX and self._app.held_bytes > self._app.held_bytes_max:
-            self._end(TRY_AGAIN, frames.UNANSWERED_IS_UNDONE)
+            self._end(TRY_AGAIN, UNANSWERED_IS_UNDONE)
 
     def _pause(self) -> None:
         if not self._is_paused and self._transport is not None and not self._transport.is_closing():

@@ -1,4 +1,7 @@
-"""The route table: which path and method is which operation. A literal segment wins over a named one."""
+"""The route table: which path and method is which operation. A literal segment wins over a named one.
+
+Front ends find in it what a request asks, and the clients what a call is called over a stream.
+"""
 
 from __future__ import annotations
 
