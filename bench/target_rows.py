@@ -38,7 +38,7 @@ _LEASE_ID = re.compile(rb'"lease_id": ?("[^"]+")')
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of all; the defaults are those of the rows, but for `big`, which takes minutes."""
+    """How much of all; the defaults are those of the rows. `big` takes minutes."""
 
     jobs: int = 1_000_000
     few: int = 1_000

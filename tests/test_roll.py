@@ -21,9 +21,10 @@ def job_on(roll: Roll, key: int) -> Job:
     return job
 
 
-def drop(roll: Roll, job: Job) -> None:
+def drop(roll: Roll, job: Job) -> bool:
+    """Whether others are left."""
     job.let_go()
-    roll.dropped()
+    return roll.dropped()
 
 
 def keys(roll: Roll, after: int = 0) -> list[int]:
@@ -77,11 +78,17 @@ def test_restore_holds_exactly_the_given_jobs() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 50)), max_size=80), st.integers(0, 80))
 def test_any_calls_in_a_row_give_what_a_list_gives(calls: list[tuple[bool, int]], after: int) -> None:
-    roll, living = Roll(), []
+    roll = Roll()
+    living: list[Job] = []
     counter = Keys(1)
     for is_add, chance in calls:
         if is_add or not living:
+            counter.next_key += chance % 3  # something else took these
             living.append(job_on(roll, counter.take()))
         else:
-            drop(roll, living.pop(chance % len(living)))
+            assert drop(roll, living.pop(chance % len(living))) == bool(living)
+        assert (list(roll), len(roll)) == (living, len(living))
     assert keys(roll, after) == [job.key for job in living if job.key > after]
+    found = [roll.find(key) for key in range(counter.next_key + 2)]
+    assert [job for job in found if job is not None] == living
+    assert all(job is None or job.key == key for key, job in enumerate(found))
