@@ -16,7 +16,7 @@ class Route(NamedTuple):
     """An operation, and the names of the query fields that follow the path's ids as its parameters.
 
     `leases`: its reply gives leases, which are undone if the client is gone by then. `waits`: its answer may take its
-    time, and can be had at once. `strict`: query fields that it does not know are refused. `streams`: it is answered
+    time, and can be had at once. `strict`: query fields that it does not know are refused. `events`: it is answered
     by events, for as long as the client listens. `changes`: a GET of 2013 that changes what the server holds. `undoes`:
     where its reply does not fit into memory it is as if nothing was done, as for every GET: a lease is undone.
     `upgrades`: the connection is a WebSocket from then on.
@@ -27,15 +27,15 @@ class Route(NamedTuple):
     leases: bool = False
     waits: bool = False
     strict: bool = False
-    streams: bool = False
+    events: bool = False
     changes: bool = False
     undoes: bool = False
     upgrades: bool = False
 
 
-def _new(operation: str, *query: str, leases: bool = False, waits: bool = False, streams: bool = False) -> Route:
+def _new(operation: str, *query: str, leases: bool = False, waits: bool = False, events: bool = False) -> Route:
     """A route that 2013 did not have: a slip in its query is noticed."""
-    return Route(operation, query, leases, waits, True, streams)
+    return Route(operation, query, leases, waits, True, events)
 
 
 # A `*` stands for one percent-encoded id; where the first segment is one, it is the realm's name.
@@ -49,8 +49,8 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/job": {"GET": Route("pull_everywhere_2013", ("count", "realms", "max-queue"), changes=True)},
     "/pull": {"POST": Route("pull_everywhere", waits=True, undoes=True)},
     "/jobs": {"POST": Route("bulk_add"), "DELETE": Route("bulk_remove")},
-    "/events": {"GET": _new("get_all_events", streams=True)},
-    "/*/events": {"GET": _new("get_events", streams=True)},
+    "/events": {"GET": _new("get_all_events", events=True)},
+    "/*/events": {"GET": _new("get_events", events=True)},
     "/*/": {"DELETE": Route("delete_realm")},
     "/*/stream": {"GET": Route("open_stream", strict=True, upgrades=True)},
     "/*/status": {"GET": Route("get_status")},
@@ -122,7 +122,7 @@ def _completed(methods: dict[str, Route]) -> dict[str, Route]:
     if route is None:
         return methods
     methods = {**methods, "GET": route._replace(undoes=True)}
-    return methods if route.changes or route.streams or route.upgrades else {**methods, "HEAD": route}
+    return methods if route.changes or route.events or route.upgrades else {**methods, "HEAD": route}
 
 
 _PATTERNS = _by_key()
@@ -141,7 +141,7 @@ def _realm_operations() -> dict[str, RealmOperation]:
     for path, methods in ROUTES.items():
         if path.startswith("/*/"):
             for method, route in _completed(methods).items():
-                if method != "HEAD" and not route.streams and not route.upgrades:
+                if method != "HEAD" and not route.events and not route.upgrades:
                     assert route.operation not in table, "a name stands for one operation"
                     table[route.operation] = RealmOperation(route, method, path.count("*") - 1)
     return table

@@ -310,7 +310,7 @@ def entries(of: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("entry", chosen, ids=lambda entry: " ".join([entry.route, *entry.ids]))
 
 
-STRICT, STREAMS = routes(lambda route: route.strict), routes(lambda route: route.streams)
+STRICT, ENDLESS = routes(lambda route: route.strict), routes(lambda route: route.events)
 FIELDS = {(name, field) for name, route in routes().items() for field in route.query}
 
 
@@ -335,7 +335,7 @@ def test_read_readme_names_the_fields_of_each_query() -> None:
 
 
 @pytest.mark.parametrize("headers", [JSON, MSGPACK], ids=["json", "msgpack"])
-@entries(routes().keys() - STREAMS)
+@entries(routes().keys() - ENDLESS)
 def test_ask_route_answers_and_does_what_the_table_says(scene: Scene, entry: Entry, headers: Mapping[str, str]) -> None:
     assert scene.sees_none_of(entry)
     answer = ask(scene.server, *scene.request(entry, headers))
@@ -366,7 +366,7 @@ def told(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("headers", [{}, MSGPACK], ids=["any", "msgpack"])
-@entries(STREAMS)
+@entries(ENDLESS)
 def test_listen_to_stream_tells_what_happens(scene: Scene, entry: Entry, headers: Mapping[str, str]) -> None:
     with begun(scene, entry, headers) as response:
         assert (response.status, response.headers["Content-Type"]) == (200, entry.content_type)

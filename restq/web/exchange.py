@@ -158,8 +158,8 @@ class Exchange(httputil.HTTPMessageDelegate):
                 self._may_wait().wait(partial(_set_done, left))
             self._app.run(self._ask_everywhere(everywhere, Call(found.query, body, left, self._once)))
             return
-        if found.route.streams:
-            self._app.run(self._stream(found.ids[0] if found.ids else None))
+        if found.route.events:
+            self._app.run(self._tell_events(found.ids[0] if found.ids else None))
             return
         realm, params = names.realm_name(found.ids[0]), [*found.ids[1:], *found.query]
         if found.route.upgrades:
@@ -182,7 +182,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._connection.set_close_callback(self._poll.leave)
         return self._poll
 
-    async def _stream(self, realm: str | None) -> None:
+    async def _tell_events(self, realm: str | None) -> None:
         """Tell the client what happens until it is gone; to HTTP this is one long reply."""
         try:
             stream = EventStream(self._app.shards, self._connection, None if realm is None else names.realm_name(realm))
