@@ -56,8 +56,10 @@ async def hand_over(connection: HTTP1Connection, protocol: Callable[[], asyncio.
     if stream.closed():  # by that read, which saw its end
         return
     # Tornado lets go of its own descriptor of the socket; this one keeps the connection.
-    taken = socket.socket(fileno=os.dup(stream.socket.fileno()))
-    stream.close()
+    try:
+        taken = socket.socket(fileno=os.dup(stream.socket.fileno()))
+    finally:
+        stream.close()
     taken.setblocking(False)
     _, opened = await asyncio.get_running_loop().connect_accepted_socket(protocol, taken)
     if ahead:
