@@ -72,7 +72,7 @@ class Pipeline:
 
     They reach the realm in the order in which they are made. The end of the `with` waits for all of them, and raises
     what the first that failed raises. None is sent again: what has no reply when the connection breaks raises
-    ServerUnreachable.
+    ServerUnreachable, or Overloaded where the server says that it was not done.
     """
 
     def __init__(self, peer: Peer, realm: str, calls: RealmCalls[Job]) -> None:
