@@ -238,6 +238,34 @@ def test_ask_over_stream_that_ends_without_a_reply_raises_at_once(kind: Any, sai
         serving.join()
 
 
+@pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
+def test_ask_over_stream_that_says_what_is_no_reply_closes_it(kind: Any) -> None:
+    closed = threading.Event()
+
+    def babble(websocket: ServerConnection) -> None:
+        websocket.send(frames.reply(None, 200, b'{"body_bytes": 1000}'))
+        websocket.recv()
+        websocket.send(b"\x01")
+        for _ in websocket:
+            continue
+        closed.set()
+
+    with serve(babble, "127.0.0.1", 0, compression=None) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        realm = Either(kind, f"http://127.0.0.1:{server.socket.getsockname()[1]}/")
+
+        async def ask() -> None:
+            with pytest.raises(ServerUnreachable, match="no reply"):
+                await realm.do("add", "a", 0)
+            assert await asyncio.to_thread(closed.wait, 30)
+            await realm.do("close")
+
+        asyncio.run(ask())
+        server.shutdown()
+        serving.join()
+
+
 # -- what goes over HTTP ---------------------------------------------------------------------------------------------
 
 

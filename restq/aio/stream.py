@@ -113,6 +113,7 @@ class Stream:
             error = ConnectionError(str(failure) or type(failure).__name__)
         finally:
             self._fail(error)
+            await self._socket.close()  # if the server did not: nobody reads it any more
 
     def _reply(self, request_id: int, status: int, body: bytes) -> None:
         future = self._asked.get(request_id)
