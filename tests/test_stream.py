@@ -556,15 +556,19 @@ def test_drain_answers_what_is_under_way_and_closes(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_ping_without_a_pong_cuts_off_and_with_one_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PING_SECONDS", 0.05)
-
+def test_ping_without_a_pong_cuts_off_and_with_one_does_not(tmp_path: Path) -> None:
     async def within() -> None:
         async with frontend(tmp_path) as front, StreamClient(front.port) as client:
+            answering = only(front)
             blind = Blind(front.port)
             await blind.open()
-            await until(lambda: len(front.app.streams) == 2)
-            await until(lambda: len(front.app.streams) == 1)
+            [silent] = front.app.streams - {answering}
+            for opened in (answering, silent):
+                opened._look()
+            await until(lambda: answering._has_spoken)
+            for opened in (answering, silent):
+                opened._look()
+            await until(lambda: front.app.streams == {answering})
             front.shards[0].answers["get_status"] = DONE
             assert await client.ask(1, "get_status") == (200, {})
             blind.socket.close()
@@ -572,13 +576,10 @@ def test_ping_without_a_pong_cuts_off_and_with_one_does_not(tmp_path: Path, monk
     asyncio.run(within())
 
 
-def test_rest_is_no_idleness_while_the_client_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PING_SECONDS", 0.05)
-
+def test_rest_is_no_idleness_while_the_client_is_there(tmp_path: Path) -> None:
     async def test(front: Frontend, client: StreamClient) -> None:
-        [resting] = front.app.streams
         since = time.monotonic()
-        await until(lambda: front.app.crowd._idle[resting] > since)
+        only(front)._look()
         assert front.app.crowd.drop_late(since + IDLE_SECONDS) > 0
         front.shards[0].answers["get_status"] = DONE
         assert await client.ask(1, "get_status") == (200, {})
