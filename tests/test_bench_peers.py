@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_rig import figures_of
 
 from bench.connection import LoadError
 from bench.peers import roster
@@ -291,24 +292,14 @@ def test_targets_name_works_that_their_cases_measure() -> None:
         assert set(target.theirs) <= set(ROSTER)
 
 
-def test_targets_of_few_jobs_print_every_row(tmp_path: Path, short_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    options = "--jobs 20 --bulk-jobs 40 --leased 20 --repeat 1".split()
-    run = subprocess.run(
-        [sys.executable, "-m", "bench.peers.targets", *options, "--json", str(figures), "--data-root", str(short_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    written = json.loads(figures.read_text(encoding="utf-8"))
+def test_targets_of_few_jobs_print_every_row(tmp_path: Path) -> None:
+    options = "--jobs 20 --bulk-jobs 40 --leased 20 --repeat 1"
+    written, said = figures_of("bench.peers.targets", options, tmp_path)
     assert [row["row"] for row in written["rows"]] == [target.row for target in targets(20, 40, 20)]
     for row, target in zip(written["rows"], targets(20, 40, 20), strict=True):
         here = target.ours not in written["missing"] and not set(target.theirs) <= set(written["missing"])
         assert len(row.get("ratios", [])) == here, row
-        assert target.row in run.stdout
+        assert target.row in said
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
@@ -329,20 +320,10 @@ def test_replies_of_beanstalkd_that_say_no_are_refused() -> None:
     assert replies.feed(NO_JOB) == NO_JOB
 
 
-def test_peers_of_few_jobs_write_json(tmp_path: Path, short_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    options = "--peers restq,tornado --works single,bulk,fill --jobs 20 --bulk-jobs 40 --batch 10 --fill 50".split()
-    options += "--data 100 --connections 2,4 --leased 0,10 --repeat 2".split()
-    run = subprocess.run(
-        [sys.executable, "-m", "bench.peers", *options, "--json", str(figures), "--data-root", str(short_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    written = json.loads(figures.read_text(encoding="utf-8"))
+def test_peers_of_few_jobs_write_json(tmp_path: Path) -> None:
+    options = "--peers restq,tornado --works single,bulk,fill --jobs 20 --bulk-jobs 40 --batch 10 --fill 50"
+    options += " --data 100 --connections 2,4 --leased 0,10 --repeat 2"
+    written, _ = figures_of("bench.peers", options, tmp_path)
     assert set(written["peers"]) == {"restq", "tornado"}
     cases = [(case["case"]["group"], case["case"]["connections"], case["case"]["leased"]) for case in written["cases"]]
     assert cases == [("single", 2, 0), ("single", 4, 0), ("bulk", 2, 0), ("bulk", 2, 10), ("fill", 2, 0)]

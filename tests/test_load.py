@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bench_rig import figures_of, said_by
 
 from bench.report import percentiles, spread, table
 from bench.workload import Workload
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_percentiles_of_thousand_latencies_are_measured_ones() -> None:
@@ -48,28 +42,10 @@ def test_adds_of_uneven_batches_hold_each_job_once(hashed_ids: bool) -> None:
     workload.check_pulled(pulled)
 
 
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A directory for a server's data. The sockets in it allow no path as long as those of pytest."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-def test_load_of_few_jobs_measures_every_phase(tmp_path: Path, short_path: Path) -> None:
-    sizes = "--jobs 2500 --realms 2 --empty-pulls 20 --single-jobs 50 --single-connections 4".split()
-    figures = tmp_path / "figures.json"
-    run = subprocess.run(
-        [sys.executable, "-m", "bench.load", *sizes, "--data-root", str(short_path), "--json", str(figures)],
-        cwd=ROOT,
-        env={**os.environ, "HOME": str(tmp_path)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    phases = json.loads(figures.read_text(encoding="utf-8"))["runs"][0]
+def test_load_of_few_jobs_measures_every_phase(tmp_path: Path) -> None:
+    sizes = "--jobs 2500 --realms 2 --empty-pulls 20 --single-jobs 50 --single-connections 4"
+    figures, _ = figures_of("bench.load", sizes, tmp_path)
+    phases = figures["runs"][0]
     assert list(phases) == [
         "memory, empty",
         "bulk add",
@@ -87,21 +63,9 @@ def test_load_of_few_jobs_measures_every_phase(tmp_path: Path, short_path: Path)
     ]
     assert phases["bulk pull"]["jobs_per_s"] > 0
     assert phases["memory, all leased"]["shards_rss_MiB"] > 1
-    assert list(short_path.iterdir()) == [], "it leaves nothing behind"
 
 
-def test_life_of_few_jobs_measures_every_scenario(tmp_path: Path, short_path: Path) -> None:
-    sizes = "--jobs 1500 --pulls 10 --max-leased 3 --waiters 10 --idle-seconds 0.1".split()
-    run = subprocess.run(
-        [sys.executable, "-m", "bench.life", *sizes, "--data-root", str(short_path)],
-        cwd=ROOT,
-        env={**os.environ, "HOME": str(tmp_path)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert all(f"\n{name}: " in run.stdout for name in ("leased", "held", "blocked", "waiters"))
-    assert list(short_path.iterdir()) == [], "it leaves nothing behind"
+def test_life_of_few_jobs_measures_every_scenario(tmp_path: Path) -> None:
+    sizes = "--jobs 1500 --pulls 10 --max-leased 3 --waiters 10 --idle-seconds 0.1"
+    said = said_by("bench.life", sizes, tmp_path)
+    assert all(f"\n{name}: " in said for name in ("leased", "held", "blocked", "waiters"))

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bench_rig import figures_of
 
 from bench.target_rows import ROWS, Sizes
 from bench.targets import TARGETS, Target, others, table, verdicts
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "--jobs 2000 --few 100 --big 3000 --small 1000 --pulls 50 --batches 4 --large-jobs 400 --waiters 20"
     " --idle-seconds 0.2"
@@ -46,31 +40,11 @@ def test_verdicts_of_runs_judge_the_median_and_name_the_sizes() -> None:
     assert table([verdict]).splitlines()[1].split()[-5:] == ["50", "51", "10", "60", "no"]
 
 
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A directory for servers' data. The sockets in it allow no path as long as those of pytest."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-def test_targets_of_small_sizes_measure_every_row(tmp_path: Path, short_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    run = subprocess.run(
-        [sys.executable, "-m", "bench.targets", *SMALL.split(), "--data-root", short_path, "--json", figures],
-        cwd=ROOT,
-        env={**os.environ, "HOME": str(tmp_path)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    found = json.loads(figures.read_text(encoding="utf-8"))
+def test_targets_of_small_sizes_measure_every_row(tmp_path: Path) -> None:
+    found, said = figures_of("bench.targets", SMALL, tmp_path)
     assert set(found["runs"][0]) == set(ROWS)
     assert len(found["targets"]) == len(TARGETS)
-    assert all(name in run.stdout for name in ("2,000 leased against 100", "two shards against one"))
+    assert all(name in said for name in ("2,000 leased against 100", "two shards against one"))
     ratios = [value for row in found["runs"][0].values() for name, value in row.items() if name.endswith("_ratio")]
     assert len(ratios) == 7
     assert all(ratio > 0 for ratio in ratios)
-    assert list(short_path.iterdir()) == [], "it leaves nothing behind"
