@@ -24,9 +24,9 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from restq import placement, routes
-from restq.errors import UNANSWERED_IS_UNDONE
+from restq.errors import UNANSWERED_IS_UNDONE, BodyMalformed
 from restq.protocol import MOVED
-from restq.web import stream
+from restq.web import frames, stream
 from restq.web.crowd import IDLE_SECONDS
 from restq.web.stream import Stream
 
@@ -266,6 +266,19 @@ def test_send_message_that_is_too_large_closes(tmp_path: Path) -> None:
         assert (await client.closed())[0] == 1009
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("value", [[[[]] * 999] * 999, [[]] * 1001, {number: [] for number in range(1001)}])
+def test_read_value_that_would_take_many_times_its_size_stops_early(value: Any) -> None:
+    content = msgpack.packb(value)
+    with pytest.raises(BodyMalformed, match=r"more than 1,000 arrays|exceeds max_(array|map)_len"):
+        list(frames.Message(content))
+
+
+def test_read_large_message_of_many_frames_gives_them_all() -> None:
+    content = frame(1, "add_job", ["j"]) * 10_000
+    assert len(content) > frames.UNCOUNTED_BYTES_MAX
+    assert list(frames.Message(content)) == [[1, "add_job", ["j"], None]] * 10_000
 
 
 def test_send_message_in_fragments_is_one_message(tmp_path: Path) -> None:
