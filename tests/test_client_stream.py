@@ -239,12 +239,14 @@ def test_ask_over_stream_that_ends_without_a_reply_raises_at_once(kind: Any, sai
 
 
 @pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
-def test_ask_over_stream_that_says_what_is_no_reply_closes_it(kind: Any) -> None:
+@pytest.mark.parametrize("is_first", [True, False])
+def test_ask_over_stream_that_says_what_is_no_reply_closes_it(kind: Any, is_first: bool) -> None:
     closed = threading.Event()
 
     def babble(websocket: ServerConnection) -> None:
-        websocket.send(frames.reply(None, 200, b'{"body_bytes": 1000}'))
-        websocket.recv()
+        if not is_first:
+            websocket.send(frames.reply(None, 200, b'{"body_bytes": 1000}'))
+            websocket.recv()
         websocket.send(b"\x01")
         for _ in websocket:
             continue

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+CLOSE_SECONDS = 1.0  # that a close waits for the other side's
 HEARTBEAT_SECONDS = 20.0  # between two pings over a stream, which ends where one is not answered
 
 
@@ -78,7 +79,11 @@ class Session:
         with _raising_os_errors():
             try:
                 return await self._client().ws_connect(
-                    URL(url, encoded=True), heartbeat=HEARTBEAT_SECONDS, max_msg_size=0, compress=0
+                    URL(url, encoded=True),
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
+                    heartbeat=HEARTBEAT_SECONDS,
+                    max_msg_size=0,
+                    compress=0,
                 )
             except aiohttp.WSServerHandshakeError as error:
                 raise StreamRefused(str(error)) from error

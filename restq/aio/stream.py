@@ -177,11 +177,15 @@ class StreamConnection(Connection):
     async def _open(self, realm: str, seconds: float) -> Stream:
         async with asyncio.timeout(seconds):
             socket = await self._session.connect(self.uri + streaming.stream_path(realm))
-            first = await socket.receive()
-        if first.type is not WSMsgType.BINARY:
-            raise streaming.ended(first.data, first.extra)
-        [(_, _, limits)] = streaming.replies(first.data)
-        return Stream(socket, json.loads(limits)["body_bytes"])
+            try:
+                first = await socket.receive()
+                if first.type is not WSMsgType.BINARY:
+                    raise streaming.ended(first.data, first.extra)
+                [(_, _, limits)] = streaming.replies(first.data)
+                return Stream(socket, json.loads(limits)["body_bytes"])
+            except BaseException:
+                await socket.close()
+                raise
 
     async def close(self) -> None:
         """Close all streams, and the Session, if there is one of our own. The next call would open another."""
