@@ -11,8 +11,6 @@ from restq import routes
 from restq.client.call import Call, path
 from restq.errors import UNANSWERED_IS_UNDONE, Overloaded, RestqError
 
-_packer = msgpack.Packer(autoreset=True)
-
 
 class Operation(NamedTuple):
     """What is asked of one realm."""
@@ -24,7 +22,8 @@ class Operation(NamedTuple):
     def frame(self, request_id: int, content: bytes | None, key: str | None) -> bytes:
         """Its frame: one of several in a message."""
         said = (request_id, self.name, self.params, content)
-        packed: bytes = _packer.pack(said if key is None else (*said, key))
+        # Not by one Packer for all: threads share this module, and msgpack without its C mixes up what they pack.
+        packed: bytes = msgpack.packb(said if key is None else (*said, key))
         return packed
 
 
