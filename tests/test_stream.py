@@ -21,6 +21,7 @@ from stream_rig import StreamClient, frame
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus
 from websockets.protocol import State
+from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from restq import placement, routes
@@ -628,6 +629,7 @@ def test_close_leaves_no_cycle_of_references(tmp_path: Path, way: str) -> None:
                     client.abort()
             await until(lambda: not front.app.streams)
             await until(lambda: known() is None)
+            assert not [found for found in gc.get_objects() if isinstance(found, ServerProtocol)]
 
     gc.collect()
     gc.disable()
@@ -637,19 +639,21 @@ def test_close_leaves_no_cycle_of_references(tmp_path: Path, way: str) -> None:
         gc.enable()
 
 
-def test_send_before_the_handshake_is_answered_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, 10_000])
+def test_send_before_the_handshake_is_answered_loses_nothing(tmp_path: Path, count: int) -> None:
     async def within() -> None:
         async with frontend(tmp_path) as front:
             front.shards[0].answers["get_status"] = DONE
             websocket = ClientProtocol(parse_uri(f"ws://127.0.0.1:{front.port}/r/stream"))
             websocket.send_request(websocket.connect())
             early = ClientProtocol(parse_uri(f"ws://127.0.0.1:{front.port}/r/stream"), state=State.OPEN)
-            early.send_binary(frame(1, "get_status"))
+            for _ in range(count):
+                early.send_binary(frame(1, "get_status"))
             reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
             writer.write(b"".join(websocket.data_to_send()) + b"".join(early.data_to_send()))
             received = b""
             async with asyncio.timeout(9):
-                while b"\x01\xcc\xc8\xc4\x02{}" not in received:
+                while received.count(b"\x01\xcc\xc8\xc4\x02{}") < count:
                     received += await reader.read(1 << 16)
             writer.close()
 

@@ -174,7 +174,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         handshake = shake_hands(self._target, self._headers)
         self._release()
         self._close()
-        self._app.run(hand_over(self._connection, lambda: Stream(self._app, realm, handshake)))
+        self._app.run(hand_over(self._connection, lambda ahead: Stream(self._app, realm, handshake, ahead)))
 
     def _may_wait(self) -> LongPoll:
         """It may wait for its answer, until its client is gone, or this front end ends."""

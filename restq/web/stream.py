@@ -24,7 +24,7 @@ from restq.routes import Route
 from restq.web import frames
 from restq.web.app import App
 from restq.web.asking import Asking, LongPoll, check_room, known
-from restq.web.upgrade import quiet
+from restq.web.upgrade import dissolve, quiet
 
 WINDOW = 1_000  # operations of one stream under way, beside those that wait
 WAITS_MAX = 1_000  # operations of one stream that wait; what comes beyond them is answered with what there is
@@ -41,12 +41,13 @@ log = logging.getLogger("restq.web")
 
 
 class Stream(asyncio.Protocol):
-    """One such connection. `handshake` is the answer to the client's, to be sent first."""
+    """One such connection. `handshake` is the answer to the client's, to be sent first; `ahead` came before it."""
 
-    def __init__(self, app: App, realm: str, handshake: bytes) -> None:
+    def __init__(self, app: App, realm: str, handshake: bytes, ahead: bytes = b"") -> None:
         self.realm = realm
         self._app = app
         self._handshake = handshake
+        self._ahead = ahead
         self._message_bytes_max = app.body_bytes_max + FRAME_BYTES_MAX
         self._websocket = ServerProtocol(state=State.OPEN, max_size=self._message_bytes_max, logger=quiet)
         self._transport: asyncio.Transport | None = None
@@ -81,6 +82,8 @@ class Stream(asyncio.Protocol):
         self._alarm = asyncio.get_running_loop().call_later(PING_SECONDS, self._look)
         if self._app.draining:
             self.drain()
+        ahead, self._ahead = self._ahead, b""
+        self.data_received(ahead)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """From the loop: the client is gone. What it asked for is done all the same, but nothing waits for it."""
@@ -93,7 +96,8 @@ class Stream(asyncio.Protocol):
         self._leave()
         if not self._under_way:
             self._rest()
-        self._websocket.receive_eof()  # its parser ends, and with that a cycle of references
+        self._websocket.receive_eof()
+        dissolve(self._websocket)
 
     def data_received(self, data: bytes) -> None:
         """From the loop: frames, whole or in part."""

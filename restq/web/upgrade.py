@@ -42,11 +42,20 @@ def shake_hands(target: str, headers: httputil.HTTPHeaders) -> bytes:
     if error is not None:
         raise FieldInvalid(f"this is no handshake of a WebSocket: {error}")
     protocol.send_response(response)
-    return b"".join(protocol.data_to_send())
+    answer = b"".join(protocol.data_to_send())
+    dissolve(protocol)
+    return answer
 
 
-async def hand_over(connection: HTTP1Connection, protocol: Callable[[], asyncio.Protocol]) -> None:
-    """Let this protocol have the connection from now on, and what came over it ahead of time."""
+def dissolve(protocol: ServerProtocol) -> None:
+    """Cut the cycles of references that a WebSocket is in, with its last message: a collector would come too late."""
+    protocol.parser.close()
+    if protocol.parser_exc is not None:
+        protocol.parser_exc.__traceback__ = None
+
+
+async def hand_over(connection: HTTP1Connection, protocol: Callable[[bytes], asyncio.Protocol]) -> None:
+    """Let a protocol have the connection from now on. It is made with what came over it ahead of time."""
     stream = connection.detach()
     try:
         reading = asyncio.ensure_future(stream.read_bytes(AHEAD_BYTES_MAX, partial=True))
@@ -61,6 +70,4 @@ async def hand_over(connection: HTTP1Connection, protocol: Callable[[], asyncio.
     finally:
         stream.close()
     taken.setblocking(False)
-    _, opened = await asyncio.get_running_loop().connect_accepted_socket(protocol, taken)
-    if ahead:
-        opened.data_received(ahead)
+    await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol(ahead), taken)
