@@ -390,12 +390,33 @@ def test_pipeline_with_a_failure_does_the_rest_and_raises_the_first_at_its_end(s
         assert realm.status["total_jobs"] == 1
 
 
-def test_pipeline_left_by_an_exception_raises_that(server: Server, realm_name: str) -> None:
+def test_pipeline_left_by_an_exception_raises_that_and_does_what_was_called(server: Server, realm_name: str) -> None:
     with Realm(realm_name, server.uri) as realm:
         pipeline = realm.pipeline()
         pipeline.get_job("nobody")
+        added = pipeline.add("a", 0)
         with pytest.raises(ZeroDivisionError), pipeline:
             raise ZeroDivisionError
+        assert added.result() is None
+        assert realm.status["total_jobs"] == 1
+        with pytest.raises(ValueError, match="has ended"):
+            pipeline.add("b", 0)
+
+
+def test_pipeline_in_a_forked_process_is_refused_there_and_goes_on_here(server: Server, realm_name: str) -> None:
+    with Realm(realm_name, server.uri) as realm, realm.pipeline() as pipeline:
+        added = pipeline.add("a", 0)
+        child = os.fork()
+        if not child:
+            refused = 0
+            for use in (added.result, pipeline.wait, lambda: pipeline.add("b", 0)):
+                try:
+                    use()
+                except ValueError:
+                    refused += 1
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        assert added.result() is None
 
 
 def test_pipeline_whose_server_ends_says_of_each_whether_it_was_done(tmp_path: Path) -> None:
@@ -430,8 +451,12 @@ def test_pipeline_whose_connection_breaks_says_that_it_is_not_known(tmp_path: Pa
         opened.close()
         with pytest.raises(ServerUnreachable, match="is not known"):
             await waiting
-        with pytest.raises(ServerUnreachable, match="is not known"):
-            found[0].result()
+        lengths = []
+        for _ in range(3):
+            with pytest.raises(ServerUnreachable, match="is not known") as failed:
+                found[0].result()
+            lengths.append(len(failed.traceback))
+        assert len(set(lengths)) == 1  # what many calls raise does not grow with each
 
     run(tmp_path, test)
 

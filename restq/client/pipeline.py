@@ -5,8 +5,10 @@ Over a stream of its own. What is under way is bounded in bytes, so that neither
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -43,7 +45,7 @@ class Later(Generic[T]):
         """What the method of the realm returns, or raises, once it is there."""
         self._pipeline._wait_for(self)
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)  # many calls may share it, and each would add to what is there
         return self._value
 
     def settle(self, read: Callable[[], T]) -> None:
@@ -71,8 +73,9 @@ class Pipeline:
     """The calls of a realm, each of which returns at once. Made by `Realm.pipeline`, used in a `with`.
 
     They reach the realm in the order in which they are made. The end of the `with` waits for all of them, and raises
-    what the first that failed raises. None is sent again: what has no reply when the connection breaks raises
-    ServerUnreachable, or Overloaded where the server says that it was not done.
+    what the first that failed raises; where the block itself raises, that goes first. None is sent again: what has no
+    reply when the connection breaks raises ServerUnreachable, or Overloaded where the server says that it was not done.
+    It is of the process that made it, and a call after its end is a ValueError.
     """
 
     def __init__(self, peer: Peer, realm: str, calls: RealmCalls[Job]) -> None:
@@ -91,6 +94,7 @@ class Pipeline:
         self._asked: dict[int, Later[Any]] = {}  # sent or to be sent, and not answered
         self._asked_bytes = 0
         self._failure: Exception | None = None  # the first
+        self._has_ended = False
 
     # Each takes what the method of `Realm` takes; its result is what that returns.
     add = later(RealmCalls.add)
@@ -112,12 +116,13 @@ class Pipeline:
 
     def wait(self) -> None:
         """Wait until everything is answered. Raises what the first that failed raises."""
+        self._check_process()
         while self._asked:
             self._flush()
             self._receive()
         failure, self._failure = self._failure, None
         if failure is not None:
-            raise failure
+            raise failure.with_traceback(None)
 
     def __enter__(self) -> Self:
         return self
@@ -125,13 +130,20 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._has_ended = True
         try:
             if error is None:
                 self.wait()
+            elif isinstance(error, Exception):  # what was called is done all the same
+                with contextlib.suppress(Exception):
+                    self.wait()
         finally:
             self._stream.close()
 
     def _send(self, call: Call[T]) -> Later[T]:
+        if self._has_ended:
+            raise ValueError("this pipeline has ended: make another")
+        self._check_process()
         operation = streaming.operation_of(call)
         if operation is None:
             raise ValueError(f"{call.verb} {call.path[:80]} is none of what a stream carries")
@@ -150,6 +162,10 @@ class Pipeline:
         if self._unsent_bytes >= MESSAGE_BYTES:
             self._flush()
         return found
+
+    def _check_process(self) -> None:
+        if self._stream.pid != os.getpid():  # replies would be taken from the one that goes on with it
+            raise ValueError("this pipeline is of another process: make one in each")
 
     def _flush(self) -> None:
         if not self._unsent:
@@ -188,6 +204,8 @@ class Pipeline:
                 self._settle(found, functools.partial(_raise, failure))
 
     def _wait_for(self, found: Later[Any]) -> None:
+        if not found.is_done:
+            self._check_process()
         while not found.is_done:
             self._flush()
             self._receive()
