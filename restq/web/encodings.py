@@ -7,7 +7,9 @@ import re
 
 import msgpack
 
+from restq.bodies import COUNT_MAX
 from restq.errors import BodyMalformed, ContentTypeUnsupported
+from restq.web.unpacking import counting
 
 JSON_TYPE = "application/json"
 MSGPACK_TYPE = "application/msgpack"
@@ -15,6 +17,8 @@ MSGPACK_TYPE = "application/msgpack"
 JSON_TYPES = frozenset(
     {"", JSON_TYPE, "text/plain", "text/json", "application/x-www-form-urlencoded", "application/octet-stream"}
 )
+
+VALUES_MAX = 20 * COUNT_MAX  # in one msgpack body: twenty for each of the jobs that it may have
 
 _QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")  # RFC 9110, 12.4.2
 
@@ -70,8 +74,9 @@ def msgpack_of(body: bytes) -> bytes:
 def _from_msgpack(body: bytes) -> bytes:
     """The JSON of a msgpack body; refuses what JSON has no word for."""
     try:
-        value = msgpack.unpackb(body, strict_map_key=True)
+        _, limits = counting(len(body), VALUES_MAX)
+        value = msgpack.unpackb(body, strict_map_key=True, **limits)
         return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         why = str(error) or "it is nested too deeply or not complete"
-        raise BodyMalformed(f"the body is not msgpack that JSON could say too: {why}") from None
+        raise BodyMalformed(f"the body is not msgpack that is turned into JSON: {why}") from None

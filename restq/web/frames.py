@@ -6,7 +6,6 @@ body]`. Operations and their parameters are those of the route table; bodies are
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,13 +15,11 @@ import msgpack
 from restq.errors import BodyMalformed, BodyTooLarge, FieldInvalid, FieldTypeWrong, RestqError, RouteNotFound
 from restq.routes import REALM_OPERATIONS, Route
 from restq.web import once
+from restq.web.unpacking import counting
 
 FRAME = "[id, operation, params, body] or [id, operation, params, body, key]"
 END = object()  # of a message
-# In one value, and of what one of them holds. A frame has two arrays, and few params; but an empty array takes one byte
-# of a message and 64 of memory, so that one message could take gigabytes.
-ARRAYS_MAX = 1_000
-UNCOUNTED_BYTES_MAX = 64 << 10  # of a message: it takes a few megabytes whatever it holds, and to count takes time
+VALUES_MAX = 1_000  # in one frame, which has two arrays and few params
 NUMBER_TYPES = frozenset({int, float})
 
 _packer = msgpack.Packer(autoreset=True)
@@ -42,16 +39,8 @@ class Message:
 
     def __init__(self, content: bytes) -> None:
         self.size = len(content)
-        self._count = [0]  # of arrays and maps in the value that is read, where the message is a large one
-        count = functools.partial(_counted, self._count) if self.size > UNCOUNTED_BYTES_MAX else None
-        self._unpacker = msgpack.Unpacker(
-            max_buffer_size=max(self.size, 1),
-            read_size=1,
-            max_array_len=ARRAYS_MAX,
-            max_map_len=ARRAYS_MAX,
-            list_hook=count,
-            object_hook=count,
-        )
+        self._count, limits = counting(self.size, VALUES_MAX)
+        self._unpacker = msgpack.Unpacker(max_buffer_size=max(self.size, 1), read_size=1, **limits)
         self._unpacker.feed(content)
         self._whole_size = 0  # of the values so far
 
@@ -59,7 +48,7 @@ class Message:
         return self
 
     def __next__(self) -> Any:
-        self._count[0] = 0
+        self._count.so_far = 0
         try:
             value = next(self._unpacker)
             self._whole_size = self._unpacker.tell()
@@ -70,13 +59,6 @@ class Message:
             raise
         except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
             raise BodyMalformed(f"the message is not msgpack of frames: {str(error) or type(error).__name__}") from None
-
-
-def _counted(count: list[int], made: Any) -> Any:
-    count[0] += 1
-    if count[0] > ARRAYS_MAX:
-        raise ValueError(f"a value holds more than {ARRAYS_MAX:,} arrays and maps")
-    return made
 
 
 def request_id(frame: Any) -> int:
