@@ -17,7 +17,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from restq import Realm, Realms, aio, client
 from restq.aio import stream as aio_stream
-from restq.client import stream
+from restq.client import stream, streaming
 from restq.client.streaming import Operation
 from restq.config import ConfigError, load
 from restq.errors import (
@@ -159,6 +159,7 @@ class Either:
     def __init__(self, kind: Any, *given: Any, **options: Any) -> None:
         self._realm = kind.Realm("r", *given, **{"stream": True, **options})
         self._is_aio = kind is aio
+        self.connection = self._realm._connection
 
     async def do(self, method: str, *given: Any) -> Any:
         """Call a method of it."""
@@ -307,22 +308,43 @@ def test_ask_with_a_body_too_large_for_the_stream_goes_over_http(
 
 
 @pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
-def test_ask_where_no_stream_can_be_opened_goes_over_http(kind: Any) -> None:
-    with Broken(answer({}, "404 Not Found"), answer({})) as broken:
-        if kind is aio:
+def test_ask_where_no_stream_can_be_opened_goes_over_http_and_tries_none_for_a_while(kind: Any) -> None:
+    refusal = answer({}, "404 Not Found")
+    with Broken(refusal, answer({}), answer({}), refusal, answer({})) as broken:
 
-            async def add() -> None:
-                async with aio.Realm("r", broken.uri, stream=True) as realm:
-                    await realm.add("a", 0)
+        async def add() -> None:
+            realm = Either(kind, broken.uri)
+            for job_id in "abc":
+                if job_id == "c":  # when that was long ago
+                    realm.connection._refusals._ends_at["r"] = 0.0
+                await realm.do("add", job_id, 0)
+            await realm.do("close")
 
-            asyncio.run(add())
-        else:
-            with Realm("r", broken.uri, stream=True) as realm:
-                realm.add("a", 0)
-    assert [request.split()[:2] for request in broken.requests] == [
-        [b"GET", b"/r/stream"],
-        [b"PUT", b"/r/job/a"],
+        asyncio.run(add())
+    assert [b" ".join(request.split()[:2]) for request in broken.requests] == [
+        b"GET /r/stream",
+        b"PUT /r/job/a",
+        b"PUT /r/job/b",
+        b"GET /r/stream",
+        b"PUT /r/job/c",
     ]
+
+
+def test_hold_refusal_lasts_for_its_time_and_its_realm() -> None:
+    refusals = streaming.Refusals()
+    refusals.add("r", 5.0)
+    last_at = 5.0 + streaming.REFUSED_SECONDS
+    assert [refusals.hold("r", now) for now in (5.0, last_at - 0.1, last_at, 5.0)] == [True, True, False, False]
+    refusals.add("r", 5.0)
+    assert not refusals.hold("s", 5.0)
+
+
+def test_add_refusals_of_many_realms_keeps_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "REFUSALS_MAX", 2)
+    refusals = streaming.Refusals()
+    for realm in "abc":
+        refusals.add(realm, 5.0)
+    assert [refusals.hold(realm, 5.0) for realm in "abc"] == [False, True, True]
 
 
 def test_ask_what_is_refused_raises_what_http_raises(server: Server, realm_name: str) -> None:

@@ -143,12 +143,13 @@ class StreamConnection(Connection):
         """`requester` is for what goes over HTTP, and, where it is a `Session`, for opening streams."""
         super().__init__(uri, requester, config)
         self._streams: dict[str, asyncio.Task[Stream]] = {}
+        self._refusals = streaming.Refusals()
         self._session = requester if isinstance(requester, Session) else Session()
         self._owns_session = requester is not self._session
 
     async def _send_once(self, call: Call[T], attempts: Attempts) -> T:
         operation = streaming.operation_of(call)
-        if operation is None:
+        if operation is None or self._refusals.hold(operation.realm, time.monotonic()):
             return await super()._send_once(call, attempts)
         left = attempts.left(time.monotonic())
         try:
@@ -157,6 +158,7 @@ class StreamConnection(Connection):
                 return await super()._send_once(call, attempts)
             status, body = await stream.ask(operation, call.content, attempts.key, left)
         except StreamRefused:
+            self._refusals.add(operation.realm, time.monotonic())
             return await super()._send_once(call, attempts)
         except OSError as error:
             if isinstance(error, RestqError):

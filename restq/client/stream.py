@@ -200,11 +200,12 @@ class StreamConnection(Connection):
         """`requester` is for what goes over HTTP."""
         super().__init__(uri, requester, config)
         self._local = threading.local()
+        self._refusals = streaming.Refusals()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
     def _send_once(self, call: Call[T], attempts: Attempts) -> T:
         operation = streaming.operation_of(call)
-        if operation is None:
+        if operation is None or self._refusals.hold(operation.realm, time.monotonic()):
             return super()._send_once(call, attempts)
         left = attempts.left(time.monotonic())
         try:
@@ -213,6 +214,7 @@ class StreamConnection(Connection):
                 return super()._send_once(call, attempts)
             status, body = stream.ask(operation, call.content, attempts.key, left)
         except Refused:
+            self._refusals.add(operation.realm, time.monotonic())
             return super()._send_once(call, attempts)
         except OSError as error:
             if isinstance(error, RestqError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +11,36 @@ import msgpack
 from restq import routes
 from restq.client.call import Call, path
 from restq.errors import UNANSWERED_IS_UNDONE, Overloaded, RestqError
+
+REFUSED_SECONDS = 10.0  # for which no other stream to a realm is tried, after one was refused
+REFUSALS_MAX = 10_000  # that are kept in mind: a client may see any number of realms
+
+
+class Refusals:
+    """The realms to which the server opened no stream lately: their calls go over HTTP at once.
+
+    By realm, and not for all of them: a server refuses a name that can be no realm's, and what is behind a proxy may
+    differ from path to path. Threads may share it.
+    """
+
+    def __init__(self) -> None:
+        self._ends_at: OrderedDict[str, float] = OrderedDict()
+
+    def add(self, realm: str, now: float) -> None:
+        """The server refused. `now` is any steady clock's."""
+        self._ends_at[realm] = now + REFUSED_SECONDS
+        if len(self._ends_at) > REFUSALS_MAX:
+            self._ends_at.popitem(last=False)
+
+    def hold(self, realm: str, now: float) -> bool:
+        """Whether it would refuse again, as far as is known."""
+        ends_at = self._ends_at.get(realm)
+        if ends_at is None:
+            return False
+        if now < ends_at:
+            return True
+        self._ends_at.pop(realm, None)
+        return False
 
 
 class Operation(NamedTuple):
