@@ -306,6 +306,12 @@ class ServerUnreachable(RestqError, ConnectionError):
     builtin = ConnectionError
 
 
+class StreamUnopened(ServerUnreachable):
+    """The way to a stream failed before anything could be asked over it. Nothing was done; try again."""
+
+    code = "stream_unopened"
+
+
 def _by_code(root: type[RestqError]) -> dict[str, type[RestqError]]:
     found = {root.code: root}
     for child in root.__subclasses__():

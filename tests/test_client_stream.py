@@ -27,6 +27,7 @@ from restq.errors import (
     RestqError,
     RouteNotFound,
     ServerUnreachable,
+    StreamUnopened,
     TagNotFound,
 )
 from restq.web import frames
@@ -267,6 +268,39 @@ def test_ask_over_stream_that_says_what_is_no_reply_closes_it(kind: Any, is_firs
         asyncio.run(ask())
         server.shutdown()
         serving.join()
+
+
+@pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
+def test_ask_without_a_key_goes_on_after_a_stream_that_failed_to_open(kind: Any) -> None:
+    with Broken(b"", b"nonsense\r\n\r\n", answer({}, "404 Not Found"), answer({})) as broken:
+
+        async def add() -> None:
+            realm = Either(kind, broken.uri)
+            await realm.do("add", "a", 0)
+            await realm.do("close")
+
+        asyncio.run(add())
+    assert [request.split()[0] for request in broken.requests] == [b"GET", b"GET", b"GET", b"PUT"]
+
+
+@pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
+@pytest.mark.parametrize(("said", "why"), [(b"", "the connection to .* failed"), (None, "did not answer within 1 s")])
+def test_ask_where_no_stream_opens_in_time_says_that_nothing_was_done(kind: Any, said: bytes | None, why: str) -> None:
+    with Broken(said) as broken:
+
+        async def add() -> None:
+            realm = Either(kind, broken.uri, config=load({"client.timeout_seconds": 1}, {"HOME": "/"}, []))
+            with pytest.raises(StreamUnopened, match=f"{why}.*: nothing was done"):
+                await realm.do("add", "a", 0)
+            await realm.do("close")
+
+        asyncio.run(add())
+    assert {request.split()[0] for request in broken.requests} == {b"GET"}
+
+
+def test_pipeline_that_does_not_open_says_that_nothing_was_done() -> None:
+    with Broken(b"") as broken, pytest.raises(StreamUnopened, match="nothing was done"):
+        Realm("r", broken.uri).pipeline()
 
 
 # -- what goes over HTTP ---------------------------------------------------------------------------------------------

@@ -154,12 +154,17 @@ class StreamConnection(Connection):
         left = attempts.left(time.monotonic())
         try:
             stream = await self._stream(operation.realm, left)
-            if len(call.content or b"") > stream.body_bytes_max:
-                return await super()._send_once(call, attempts)
-            status, body = await stream.ask(operation, call.content, attempts.key, left)
         except StreamRefused:
             self._refusals.add(operation.realm, time.monotonic())
             return await super()._send_once(call, attempts)
+        except OSError as error:
+            if isinstance(error, RestqError):
+                raise
+            raise self.unopened(error, attempts.seconds) from error
+        if len(call.content or b"") > stream.body_bytes_max:
+            return await super()._send_once(call, attempts)
+        try:
+            status, body = await stream.ask(operation, call.content, attempts.key, left)
         except OSError as error:
             if isinstance(error, RestqError):
                 raise

@@ -23,6 +23,7 @@ from restq.errors import (
     ServerUnreachable,
     ShardStarting,
     ShardUnavailable,
+    StreamUnopened,
     from_reply,
 )
 
@@ -95,19 +96,22 @@ class Peer:
 
     def unreachable(self, error: OSError, seconds: float) -> RestqError:
         """The sentence for a request without a reply: above all whether it may have been done."""
+        return self._outage(error, seconds, ServerUnreachable, "whether the request was done is not known")
+
+    def unopened(self, error: OSError, seconds: float) -> RestqError:
+        """The sentence for a stream that could not be opened."""
+        return self._outage(error, seconds, StreamUnopened, "nothing was done")
+
+    def _outage(self, error: OSError, seconds: float, kind: type[ServerUnreachable], outcome: str) -> RestqError:
         if isinstance(error, ValueError):  # so requests marks what it did not even begin to send
             return self._unsendable(error)
         links = list(_chain(error))
         refused = next((link for link in links if isinstance(link, _NOT_SENT)), None)
         if refused is not None:
-            return ServerUnreachable(f"no restq server answers at {self.uri}: {_reason(refused)}")
+            return kind(f"no restq server answers at {self.uri}: {_reason(refused)}")
         if any(isinstance(link, TimeoutError) for link in links):
-            return ServerUnreachable(
-                f"{self.uri} did not answer within {seconds:g} s: whether the request was done is not known"
-            )
-        return ServerUnreachable(
-            f"the connection to {self.uri} failed: {_reason(links[-1])}: whether the request was done is not known"
-        )
+            return kind(f"{self.uri} did not answer within {seconds:g} s: {outcome}")
+        return kind(f"the connection to {self.uri} failed: {_reason(links[-1])}: {outcome}")
 
     def _unsendable(self, error: ValueError) -> RestqError:
         uri = self.uri if self._uri is None else self._uri
@@ -122,7 +126,7 @@ class Attempts:
     """The tries of one call: what goes with each of them, and whether there is another. `now` is any steady clock's.
 
     A call with an idempotency key is repeated, with that same key, when no reply came and on every 503: the server
-    does it once. One without is repeated only where the server says that it did nothing.
+    does it once. One without is repeated only where the server says that it did nothing, or no stream to it was opened.
     """
 
     def __init__(self, peer: Peer, call: Call[Any], now: float) -> None:
@@ -157,7 +161,8 @@ class Attempts:
     def _may_repeat(self, error: RestqError) -> bool:
         if isinstance(error, (Overloaded, ShardStarting)):
             return True
-        if not (self._call.has_key or self._call.only_reads) or not isinstance(error, OUTAGES):
+        is_safe = self._call.has_key or self._call.only_reads or isinstance(error, StreamUnopened)
+        if not is_safe or not isinstance(error, OUTAGES):
             return False
         links = list(_chain(error))
         if isinstance(error.__cause__, OSError) and isinstance(error.__cause__, ValueError):

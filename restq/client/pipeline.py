@@ -87,7 +87,9 @@ class Pipeline:
         except Refused as refused:
             raise RestqError(f"{peer.uri} opens no stream: {refused}") from None
         except OSError as error:
-            raise peer.unreachable(error, self._seconds) from error
+            if isinstance(error, RestqError):
+                raise
+            raise peer.unopened(error, self._seconds) from error
         self._last_id = 0
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
