@@ -14,6 +14,7 @@ from twins import KEEP_ALIVE, Answer, Broken, Loop, Script, Twin, answer, twins
 
 from restq import errors
 from restq.client import consuming, peer
+from restq.client.call import Call, as_is
 from restq.config import Config, load
 
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -187,6 +188,12 @@ def test_try_again_uses_what_is_left_of_the_time(twin: Twin, monkeypatch: pytest
     assert sorted(times, reverse=True) == times
     assert len(set(times)) == 8
     assert pauses == [(0, min(2.0, 0.1 * 2**n)) for n in range(7)]
+
+
+def test_look_at_time_left_gives_all_of_it_and_then_what_is_left_and_a_little_in_any_case() -> None:
+    call = Call("put", "r/job/a", as_is)
+    attempts = peer.Attempts(peer.Peer("http://x", limit(5)), call, 10.0)
+    assert [attempts.left(now) for now in (10.1, 13.0, 16.0)] == [5, 2, peer.LAST_TRY_SECONDS_MIN]
 
 
 def test_pull_with_wait_has_time_beyond_it(twin: Twin) -> None:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from websockets.sync.server import ServerConnection, serve
 from restq import Realm, Realms, aio, client
 from restq.aio import stream as aio_stream
 from restq.client import stream, streaming
+from restq.client.peer import Attempts
 from restq.client.streaming import Operation
 from restq.config import ConfigError, load
 from restq.errors import (
@@ -36,6 +38,10 @@ LEASED = {"jobs": [{"job_id": "j", "queue_id": 0, "lease_id": "L"}]}
 DONE: tuple[int, Any, int] = (200, {}, 0)
 
 Test = Callable[[Frontend, str], Coroutine[Any, Any, None]]
+
+
+def no_pause(attempts: Attempts, error: RestqError, now: float) -> None:
+    """There is one try."""
 
 
 def run(folder: Path, test: Test) -> None:
@@ -242,7 +248,10 @@ def test_ask_over_stream_that_ends_without_a_reply_raises_at_once(kind: Any, sai
 
 @pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_ask_over_stream_that_says_what_is_no_reply_closes_it(kind: Any, is_first: bool) -> None:
+def test_ask_over_stream_that_says_what_is_no_reply_closes_it(
+    kind: Any, is_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Attempts, "pause", no_pause)
     closed = threading.Event()
 
     def babble(websocket: ServerConnection) -> None:
@@ -270,6 +279,50 @@ def test_ask_over_stream_that_says_what_is_no_reply_closes_it(kind: Any, is_firs
         serving.join()
 
 
+class Slow:
+    """Both modules of a client, with a clock of our own, and a stream that takes 3 seconds to open."""
+
+    body_bytes_max = 1000
+
+    def __init__(self, kind: Any, realm: Either, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked_seconds: list[float] = []
+        self._now = 100.0
+        self._is_aio = kind is aio
+        for module in ("connection", "stream"):
+            monkeypatch.setattr(f"{kind.__name__}.{module}.time", SimpleNamespace(monotonic=lambda: self._now))
+        monkeypatch.setattr(realm.connection, "_stream", self._open)
+
+    def _open(self, realm: str, seconds: float) -> Any:
+        assert seconds == 5
+        self._now += 3
+        return self._given(self)
+
+    def ask(self, operation: Operation, content: bytes | None, key: str | None, seconds: float) -> Any:
+        self.asked_seconds.append(seconds)
+        return self._given((200, b"{}"))
+
+    def _given(self, value: Any) -> Any:
+        if not self._is_aio:
+            return value
+
+        async def give() -> Any:
+            return value
+
+        return give()
+
+
+@pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
+def test_ask_after_opening_has_what_is_left_of_the_time(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> None:
+        realm = Either(kind, "http://h/", config=load({"client.timeout_seconds": 5}, {"HOME": "/"}, []))
+        slow = Slow(kind, realm, monkeypatch)
+        await realm.do("add", "a", 0)
+        assert slow.asked_seconds == [2]
+        await realm.do("close")
+
+    asyncio.run(ask())
+
+
 @pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
 def test_ask_without_a_key_goes_on_after_a_stream_that_failed_to_open(kind: Any) -> None:
     with Broken(b"", b"nonsense\r\n\r\n", answer({}, "404 Not Found"), answer({})) as broken:
@@ -285,7 +338,10 @@ def test_ask_without_a_key_goes_on_after_a_stream_that_failed_to_open(kind: Any)
 
 @pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
 @pytest.mark.parametrize(("said", "why"), [(b"", "the connection to .* failed"), (None, "did not answer within 1 s")])
-def test_ask_where_no_stream_opens_in_time_says_that_nothing_was_done(kind: Any, said: bytes | None, why: str) -> None:
+def test_ask_where_no_stream_opens_says_that_nothing_was_done(
+    kind: Any, said: bytes | None, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Attempts, "pause", no_pause)
     with Broken(said) as broken:
 
         async def add() -> None:

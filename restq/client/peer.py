@@ -135,11 +135,15 @@ class Attempts:
         self._call = call
         self._deadline = now + self.seconds
         self._failures = 0
+        self._has_begun = False
         self.key = uuid.uuid4().hex if call.has_key else None
 
     def left(self, now: float) -> float:
-        """The seconds that the next try may take."""
-        return self.seconds if not self._failures else max(self._deadline - now, LAST_TRY_SECONDS_MIN)
+        """The seconds that what comes next may take: a try, or a part of one."""
+        if not self._has_begun:
+            self._has_begun = True
+            return self.seconds
+        return max(self._deadline - now, LAST_TRY_SECONDS_MIN)
 
     def options(self, now: float) -> dict[str, Any]:
         """The keywords for the requester's verb."""

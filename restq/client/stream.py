@@ -207,9 +207,8 @@ class StreamConnection(Connection):
         operation = streaming.operation_of(call)
         if operation is None or self._refusals.hold(operation.realm, time.monotonic()):
             return super()._send_once(call, attempts)
-        left = attempts.left(time.monotonic())
         try:
-            stream = self._stream(operation.realm, left)
+            stream = self._stream(operation.realm, attempts.left(time.monotonic()))
         except Refused:
             self._refusals.add(operation.realm, time.monotonic())
             return super()._send_once(call, attempts)
@@ -220,6 +219,7 @@ class StreamConnection(Connection):
         if len(call.content or b"") > stream.body_bytes_max:
             return super()._send_once(call, attempts)
         try:
+            left = attempts.left(time.monotonic())  # opening it was a part of the try
             status, body = stream.ask(operation, call.content, attempts.key, left)
         except OSError as error:
             if isinstance(error, RestqError):
