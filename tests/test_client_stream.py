@@ -18,7 +18,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from restq import Realm, Realms, aio, client
 from restq.aio import stream as aio_stream
-from restq.client import stream, streaming
+from restq.client import pipeline, stream, streaming
 from restq.client.peer import Attempts
 from restq.client.streaming import Operation
 from restq.config import ConfigError, load
@@ -500,6 +500,42 @@ def test_pipeline_with_a_failure_does_the_rest_and_raises_the_first_at_its_end(s
         with pytest.raises(TagNotFound):
             other.result()
         assert realm.status["total_jobs"] == 1
+
+
+class Silent:
+    """A stream that answers everything with {} at once, and notes how long one would wait for that."""
+
+    def __init__(self, address: str, seconds: float) -> None:
+        self.pid = os.getpid()
+        self.waits: list[float] = []
+        self._sent: list[Any] = []
+
+    def send(self, message: bytes, seconds: float) -> None:
+        self._sent += [(frame[0], 200, b'{"jobs": []}') for frame in frames.Message(message)]
+
+    def receive(self, seconds: float) -> list[Any]:
+        self.waits.append(seconds)
+        sent, self._sent = self._sent, []
+        return sent
+
+    def close(self) -> None:
+        pass
+
+
+def test_pipeline_waits_for_as_long_as_the_longest_pull_that_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(pipeline, "Stream", Silent)
+    with Realm("r", "http://h/", config=load({"client.timeout_seconds": 5}, {"HOME": "/"}, [])).pipeline() as calls:
+        stream: Any = calls._stream
+        calls.pull_jobs(1, wait=20)
+        clock.now += 60  # before it is sent
+        calls.pull_jobs(1, wait=7).result()
+        clock.now += 15
+        calls.add("a", 0).result()
+        clock.now += 6
+        calls.add("b", 0).result()
+    assert stream.waits == [25, 10, 5]
 
 
 def test_pipeline_left_by_an_exception_raises_that_and_does_what_was_called(server: Server, realm_name: str) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -93,6 +94,8 @@ class Pipeline:
         self._last_id = 0
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
+        self._unsent_wait_seconds = 0.0  # the longest of those that are unsent
+        self._waits_until = 0.0  # by then all that was sent has waited in the server for as long as it may
         self._asked: dict[int, Later[Any]] = {}  # sent or to be sent, and not answered
         self._asked_bytes = 0
         self._failure: Exception | None = None  # the first
@@ -161,6 +164,7 @@ class Pipeline:
         self._asked_bytes += len(frame)
         self._unsent.append(frame)
         self._unsent_bytes += len(frame)
+        self._unsent_wait_seconds = max(self._unsent_wait_seconds, call.wait_seconds)
         if self._unsent_bytes >= MESSAGE_BYTES:
             self._flush()
         return found
@@ -175,12 +179,14 @@ class Pipeline:
         message = b"".join(self._unsent)
         self._unsent.clear()
         self._unsent_bytes = 0
+        self._waits_until = max(self._waits_until, time.monotonic() + self._unsent_wait_seconds)
+        self._unsent_wait_seconds = 0.0
         self._try(lambda: self._stream.send(message, self._seconds))
 
     def _receive(self) -> None:
         """Take replies, one at least, where something is asked."""
         if self._asked:
-            seconds = self._seconds + max(found.call.wait_seconds for found in self._asked.values())
+            seconds = self._seconds + max(self._waits_until - time.monotonic(), 0)
             self._try(lambda: self._take(self._stream.receive(seconds)))
 
     def _take(self, replies: list[tuple[int | None, int, bytes]]) -> None:
