@@ -51,6 +51,7 @@ def _read_uri(value: Any, from_text: bool) -> str:
     parts = urlsplit(text)  # ValueError for brackets that do not match, and `.port` for one that is none
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError
+    parts.hostname.encode("idna")  # UnicodeError, which is one, for a label that is empty or too long
     if any(mark in text for mark in " ?#"):
         raise ValueError
     return text if text.endswith("/") else text + "/"

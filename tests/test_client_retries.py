@@ -165,6 +165,13 @@ def test_request_without_key_of_which_nothing_is_known_is_sent_once(twin: Twin, 
         assert script.keys == [None]
 
 
+def test_request_that_the_requester_finds_wrong_raises_what_it_raised(twin: Twin) -> None:
+    script = Script(ValueError("a slip in the requester"))
+    with pytest.raises(ValueError, match=r"^a slip in the requester$"):
+        twin.realm("test", "http://x", script).pull()
+    assert len(script.calls) == 1
+
+
 def test_post_to_nobody_fails_at_once_unless_the_server_was_there_before(twin: Twin, at_once: None) -> None:
     refused = ConnectionRefusedError(111, "Connection refused")
     script = Script(refused, EMPTY)

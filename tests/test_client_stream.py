@@ -203,7 +203,9 @@ def test_ask_without_an_answer_ends_at_the_time_limit(tmp_path: Path, kind: Any)
 
 @pytest.mark.parametrize("kind", [client, aio], ids=["client", "aio"])
 @pytest.mark.parametrize("stream", [False, True], ids=["http", "stream"])
-@pytest.mark.parametrize("uri", ["nonsense", "localhost:8586", "ftp://h/", "http://[::1", "http://h:99999/"])
+@pytest.mark.parametrize(
+    "uri", ["nonsense", "localhost:8586", "ftp://h/", "http://[::1", "http://h:99999/", "http://a..b/"]
+)
 def test_ask_what_is_no_address_says_that_nothing_was_sent(kind: Any, stream: bool, uri: str) -> None:
     async def ask() -> None:
         realm = Either(kind, uri, stream=stream)

@@ -125,6 +125,7 @@ def test_load_of_boolean_variable_with_another_word_is_refused(text: str) -> Non
         ("client: {uri: 'http://'}", "client.uri is 'http://'"),
         ("client: {uri: 'http://h:port/'}", "client.uri is 'http://h:port/'"),
         ("client: {uri: 'http://[::1/'}", "client.uri is 'http://[::1/'"),
+        ("client: {uri: 'http://a..b/'}", "client.uri is 'http://a..b/'"),
         ("client: {uri: 'http://h/?a'}", "client.uri is 'http://h/?a'"),
         ("client: {uri: 'ftp://h/'}", "client.uri is 'ftp://h/'"),
         ("client: {count: 0}", "client.count is 0"),

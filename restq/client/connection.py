@@ -90,7 +90,8 @@ class Connection(Peer):
         verb = getattr(self.requester, call.verb)
         try:
             reply = verb(self.uri + call.path, **attempts.options(time.monotonic()))
-        except OSError as error:  # the root of requests' own exceptions, too
+        # The roots of requests' own exceptions, and of urllib3's for a host that is none.
+        except (OSError, ValueError) as error:
             raise self.unreachable(error, attempts.seconds) from error
         return self.result(call, reply.status_code, reply.json)
 

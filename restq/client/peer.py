@@ -94,15 +94,20 @@ class Peer:
         kind = ServerUnreachable if status == ServerUnreachable.status else RestqError
         return kind(f"{self.uri} answered with status {status} and something that is not JSON: is it a restq server?")
 
-    def unreachable(self, error: OSError, seconds: float) -> RestqError:
-        """The sentence for a request without a reply: above all whether it may have been done."""
+    def unreachable(self, error: OSError | ValueError, seconds: float) -> RestqError:
+        """The sentence for a request without a reply: above all whether it may have been done.
+
+        A ValueError that is no OSError, and that no wrong address explains, is raised as it is: the requester knows.
+        """
         return self._outage(error, seconds, ServerUnreachable, "whether the request was done is not known")
 
     def unopened(self, error: OSError, seconds: float) -> RestqError:
         """The sentence for a stream that could not be opened."""
         return self._outage(error, seconds, StreamUnopened, "nothing was done")
 
-    def _outage(self, error: OSError, seconds: float, kind: type[ServerUnreachable], outcome: str) -> RestqError:
+    def _outage(
+        self, error: OSError | ValueError, seconds: float, kind: type[ServerUnreachable], outcome: str
+    ) -> RestqError:
         if isinstance(error, ValueError):  # so requests marks what it did not even begin to send
             return self._unsendable(error)
         links = list(_chain(error))
@@ -119,6 +124,8 @@ class Peer:
             OPTIONS["client.uri"].read(uri, "", from_text=True)
         except ConfigError:
             return ConfigError(f"{uri!r} is no address such as http://localhost:8586/: nothing was sent")
+        if not isinstance(error, OSError):
+            raise error
         return ServerUnreachable(f"nothing was sent to {uri}: {error}")
 
 

@@ -188,7 +188,9 @@ def _parsed(address: str) -> WebSocketURI:
     """Raises NotSent where it is no address of a server."""
     scheme, colon, rest = address.partition(":")
     try:
-        return parse_uri(_SCHEMES[scheme.lower()] + colon + rest)
+        found = parse_uri(_SCHEMES[scheme.lower()] + colon + rest)
+        found.host.encode("idna")  # as the look-up of the name does, which raises no OSError of it
+        return found
     except (KeyError, ValueError, InvalidURI) as error:
         raise NotSent(f"{address} is no address of a server: {error}") from None
 
