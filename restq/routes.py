@@ -12,6 +12,14 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from restq.errors import BodyMalformed, FieldInvalid, MethodNotAllowed, RouteNotFound
 
 
+class ShardOperation(NamedTuple):
+    """What the shard is asked in the stead of a route's own operation, params and, unless it `takes_body`, body."""
+
+    operation: str
+    params: tuple[int, ...]
+    takes_body: bool
+
+
 class Route(NamedTuple):
     """An operation, and the names of the query fields that follow the path's ids as its parameters.
 
@@ -19,7 +27,7 @@ class Route(NamedTuple):
     time, and can be had at once. `strict`: query fields that it does not know are refused. `events`: it is answered
     by events, for as long as the client listens. `changes`: a GET of 2013 that changes what the server holds. `undoes`:
     where its reply does not fit into memory it is as if nothing was done, as for every GET: a lease is undone.
-    `upgrades`: the connection is a WebSocket from then on.
+    `upgrades`: the connection is a WebSocket from then on. `at_shard`: where two routes are one operation of the shard.
     """
 
     operation: str
@@ -31,6 +39,7 @@ class Route(NamedTuple):
     changes: bool = False
     undoes: bool = False
     upgrades: bool = False
+    at_shard: ShardOperation | None = None
 
 
 def _new(operation: str, *query: str, leases: bool = False, waits: bool = False, events: bool = False) -> Route:
@@ -55,7 +64,10 @@ ROUTES: dict[str, dict[str, Route]] = {
     "/*/stream": {"GET": Route("open_stream", strict=True, upgrades=True)},
     "/*/status": {"GET": Route("get_status")},
     "/*/config": {"POST": Route("configure_2013"), "GET": _new("get_config"), "PUT": _new("configure")},
-    "/*/shard": {"PUT": Route("pin_realm"), "DELETE": Route("unpin_realm")},
+    "/*/shard": {
+        "PUT": Route("pin_realm", at_shard=ShardOperation("place_realm", (1,), takes_body=True)),
+        "DELETE": Route("unpin_realm", at_shard=ShardOperation("place_realm", (0,), takes_body=False)),
+    },
     "/*/job": {"GET": Route("pull_2013", ("count", "max-queue"), leases=True, changes=True)},
     "/*/pull": {"POST": Route("pull", leases=True, waits=True, undoes=True)},
     "/*/ack": {"POST": _new("ack")},

@@ -27,6 +27,7 @@ from websockets.uri import parse_uri
 from restq import placement, routes
 from restq.errors import UNANSWERED_IS_UNDONE, BodyMalformed
 from restq.protocol import MOVED
+from restq.shards import shard
 from restq.web import frames, stream
 from restq.web.crowd import IDLE_SECONDS
 from restq.web.stream import Stream
@@ -96,6 +97,12 @@ def test_ask_every_operation_of_one_realm_has_a_name() -> None:
     assert set(PATHS) == set(routes.REALM_OPERATIONS)
     assert {"add_job", "pull", "ack", "pin_realm", "get_tag", "clear_queue_2013"} <= set(PATHS)
     assert not {"bulk_add", "pull_everywhere", "get_events", "open_stream"} & set(PATHS)
+
+
+def test_look_at_every_operation_of_one_realm_finds_what_the_shard_knows_it_as() -> None:
+    found = {(route.at_shard or route).operation for route, _, _ in routes.REALM_OPERATIONS.values()}
+    assert found <= shard._OPERATIONS
+    assert "place_realm" in found - set(routes.REALM_OPERATIONS)
 
 
 def test_ask_many_in_one_message_keeps_their_order_and_answers_in_one(tmp_path: Path) -> None:

@@ -77,10 +77,9 @@ class Asking(ABC):
         self._route = route
         self._realm = realm
         self._operation, self._params, self._body = route.operation, params, body
-        if self._operation == "pin_realm":
-            self._operation, self._params = "place_realm", [1]
-        elif self._operation == "unpin_realm":
-            self._operation, self._params, self._body = "place_realm", [0], b""
+        if route.at_shard is not None:
+            self._operation, self._params = route.at_shard.operation, list(route.at_shard.params)
+            self._body = body if route.at_shard.takes_body else b""
         self._once = once
         self._poll = poll
         self._hops = 0
