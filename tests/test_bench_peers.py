@@ -10,16 +10,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bench_rig import figures_of
 
 from bench.connection import LoadError
-from bench.peers import roster
+from bench.peers import noop, roster
 from bench.peers.beanstalkd_server import NO_JOB, BeanstalkReplies
 from bench.peers.measure import Case, Line, Lines, measure
-from bench.peers.peer import Client, Op, Peer, payload
+from bench.peers.peer import Client, Op, Peer, Record, payload
+from bench.peers.restq_server import PythonRestq
 from bench.peers.roster import ROSTER, Entry, present
 from bench.peers.table import case_table, peers_table
 from bench.peers.targets import Target, reached, shown, targets
@@ -346,3 +348,40 @@ def test_draw_of_figures_writes_every_plot(tmp_path: Path) -> None:
     drawn = draw({"peers": peers, "cases": cases}, tmp_path)
     assert [file.name for file in drawn] == ["throughput.png", "leased.png", "waiting.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in drawn)
+
+
+def test_work_of_restq_python_where_no_job_is_left_says_so() -> None:
+    class Empty:
+        def __init__(self, *jobs: Any) -> None:
+            self.jobs = list(jobs)
+
+        def pull_jobs(self, count: int) -> list[Any]:
+            return self.jobs
+
+        def exchange(self, ack: Any, pull: Any) -> Any:
+            return {"pull": {"jobs": []}}
+
+    for jobs in ([], [SimpleNamespace(data=payload(7, 100))]):
+        worker = PythonRestq(("127.0.0.1", 1), "r")
+        worker._realm = Empty(*jobs)  # type: ignore[assignment]
+        record = Record(ends_at=time.perf_counter() + SECONDS)
+        with pytest.raises(LoadError, match="no job left to work on"):
+            list(worker.work(2, record))
+        assert record.jobs == len(jobs)
+
+
+def test_tell_of_worker_counts_what_is_between_its_first_job_and_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=10.0)
+    monkeypatch.setattr(
+        noop, "time", SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: clock.now / 2)
+    )
+    runs, record = noop.Runs(), Record()
+    runs.begin(4, 1000.0, lambda: None)
+    for number in range(4):
+        clock.now = 10.0 + 2 * number  # half of it of CPU
+        runs.note(payload(number, 100))
+    runs.tell(record)
+    assert (record.jobs, list(record.seen), record.cut) == (4, [0, 1, 2, 3], False)
+    assert record.own_seconds / record.jobs == pytest.approx(2)
+    assert record.own_cpu_seconds / record.jobs == pytest.approx(1)
+    assert list(record.latencies) == [2, 2, 2]

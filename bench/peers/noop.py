@@ -37,13 +37,17 @@ class Runs:
             self._stop()
 
     def tell(self, record: Record) -> None:
-        """What ran, from the first job to the last: the worker's start is no part of it."""
+        """What ran, from the first job to the last: the worker's start is no part of it.
+
+        Between n jobs are n - 1 intervals, so that the time of one more is added: else each would take 1/n less.
+        """
         times = self._times
+        whole = len(times) / max(len(times) - 1, 1)
         record.jobs = len(times)
         record.seen.extend(self._numbers)
         record.latencies.extend(after - before for before, after in pairwise(times))
-        record.own_seconds = times[-1] - times[0] if times else 0.0
-        record.own_cpu_seconds = self._cpu[1] - self._cpu[0]
+        record.own_seconds = (times[-1] - times[0]) * whole if times else 0.0
+        record.own_cpu_seconds = (self._cpu[1] - self._cpu[0]) * whole
         record.cut = len(times) < self.count_max
 
 

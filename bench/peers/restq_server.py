@@ -261,16 +261,18 @@ class PythonRestq(Client):
 
     def work(self, count: int, record: Record) -> Op[None]:
         """`exchange`: one call finishes a job and takes the next."""
-        (job,) = self._realm.pull_jobs(1)
+        jobs = self._realm.pull_jobs(1)
         for left in range(count - 1, -1, -1):
             if record.is_over:
                 return
-            record.seen.append(int(job.data[:NUMBER_DIGITS]))
+            if not jobs:
+                raise LoadError("there is no job left to work on where there must be one")
+            record.seen.append(int(jobs[0].data[:NUMBER_DIGITS]))
             started = perf_counter()
-            reply = self._realm.exchange(ack=job, pull={"count": 1} if left else None)
+            reply = self._realm.exchange(ack=jobs[0], pull={"count": 1} if left else None)
             record.did(1, started)
             if left:
-                (job,) = reply["pull"]["jobs"]
+                jobs = reply["pull"]["jobs"]
         yield from ()
 
 
