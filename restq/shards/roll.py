@@ -9,8 +9,12 @@ from typing import Any
 
 from restq.shards.job import Job
 
+# Dropped jobs that a roll keeps before it is built anew to be rid of them. Few, for the roll of a tag may be small and
+# there may be very many of them, each with so many; below that, to build it anew is not worth its call.
 DEAD_COUNT_MIN = 64
-TRIMMED_COUNT = 2  # jobs that one drop lets go of at the beginning
+# Jobs that one drop lets go of at the beginning, at most. With one for each drop it would never catch up with what was
+# dropped before its turn; with two it does, and a drop still costs next to nothing.
+TRIMMED_COUNT = 2
 
 _key: Callable[[Any], int] = attrgetter("key")  # of a job, which stands behind what was let go of
 
